@@ -1,0 +1,149 @@
+"""Three frozen configs: what a checkpoint is, what the user asked, what was decided; and the bytes that follow from them.
+
+Knows no file format and no hardware. `EngineConfig` is the only one that may say "auto"; `plan.planner.plan` turns it
+into a `Plan` and nobody changes either afterwards. Command-line flags are made from EngineConfig's fields.
+"""
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1, "int32": 4}
+
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+
+class ModelError(ValueError):
+    """A model's files are missing, contradictory, or of a kind that gramme does not run. The message names them."""
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be done. The message says what could."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary position embedding (arXiv 2104.09864) and how its frequencies were stretched after training.
+
+    `llama3` is the Llama 3.1 rule, `yarn` arXiv 2309.00071, `linear` position interpolation (arXiv 2306.15595).
+    """
+
+    theta: float = 10000.0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_positions: int = 0  # tokens, before stretching
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+    mscale: float | None = None  # yarn
+    mscale_all_dim: float | None = None  # yarn
+    truncate: bool = True  # yarn: round the correction range to whole dimensions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What the checkpoint is: the Llama, Mistral, Qwen2 and Qwen3 family tree."""
+
+    family: str
+    vocab_size: int
+    width: int  # D
+    layers: int  # L
+    heads: int  # H
+    kv_heads: int  # Hk
+    head_dim: int  # Dh
+    ff_width: int  # F
+    norm_eps: float
+    max_positions: int  # tokens
+    rope: Rope = field(default_factory=Rope)
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()  # one for each layer; None or missing: full attention
+    dtype: str = "bfloat16"  # of the stored weights
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        return self.windows[layer] if layer < len(self.windows) else None
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
+        layer = self.width * (qkv + self.heads * self.head_dim + 3 * self.ff_width + 2)
+        layer += qkv * self.qkv_bias + self.width * self.o_bias + (2 * self.ff_width + self.width) * self.mlp_bias
+        layer += 2 * self.head_dim * self.qk_norm
+        return self.layers * layer + self.vocab_size * self.width * (1 if self.tied_embeddings else 2) + self.width
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Bytes of all parameters stored as `dtype`; norm gains are float32."""
+        gains = self.layers * (2 * self.width + 2 * self.head_dim * self.qk_norm) + self.width
+        return (self.parameters - gains) * DTYPE_BYTES[dtype] + gains * 4
+
+    def kv_token_bytes(self, dtype: str) -> int:
+        """Bytes of keys and values that one token holds in all layers; int8 carries one float16 scale a head."""
+        per_head = self.head_dim * DTYPE_BYTES[dtype] + (2 if dtype == "int8" else 0)
+        return 2 * self.layers * self.kv_heads * per_head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """From generation_config.json: the sampling values that the model's authors recommend; None: not said."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field that becomes a command-line flag, an environment variable and a configuration key."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the user asked. `auto`, 0 and None leave the choice to the plan."""
+
+    model: str = ""  # path, hub id, dummy:SHAPE; empty: the embedded model
+    revision: str | None = option(None, "branch, tag or commit on the hub")
+    tokenizer: str | None = option(None, "path or hub id of the tokenizer, when it is not beside the model")
+    skip_tokenizer_init: bool = option(False, "no tokenizer: prompts are token ids")
+    backend: str = option("auto", "which kernels run the model", ("auto", "reference", "cpu", "eager", "cuda"))
+    dtype: str = option("auto", "storage of unquantised weights", ("auto", "float32", "bfloat16", "float16"))
+    kv_cache_dtype: str = option("auto", "storage of keys and values", ("auto", "float32", "bfloat16", "float16", "int8"))
+    max_model_len: int | None = option(None, "longest prompt plus answer, in tokens")
+    max_num_seqs: int = option(64, "sequences in one step")
+    max_num_batched_tokens: int | None = option(None, "tokens in one step: longer prompts run in chunks")
+    kv_tokens: int | None = option(None, "tokens that the KV cache holds; default: from --memory")
+    page_size: int = option(16, "tokens of a KV page, a power of two")
+    memory: str | None = option(None, "memory to use, such as 24GB; default: half of what is free for the KV cache")
+    prefix_caching: bool = option(True, "reuse the keys and values of equal prefixes")
+    run_ahead: bool | None = option(None, "plan a step while the last one runs; default: where steps are asynchronous")
+    threads: int | None = option(None, "CPU threads; default: the cores that this process may use")
+    seed: int = option(0, "seed of requests that bring none")
+    chat_template: str | None = option(None, "file with a Jinja chat template, in place of the model's own")
+    generation_config: str = option("auto", "sampling defaults: auto (the model's), none, or a path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What was decided. Complete: the runtime looks nowhere else."""
+
+    backend: str
+    dtype: str
+    kv_dtype: str
+    page_size: int
+    pages: int  # page 0, the scratch page, included
+    max_model_len: int
+    max_rows: int
+    max_batch_tokens: int
+    prefix_caching: bool
+    run_ahead: bool
+    threads: int
+    seed: int
+    notes: tuple[str, ...] = ()  # one sentence for each choice, with its number
