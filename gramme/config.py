@@ -1,4 +1,4 @@
-"""Three frozen configs: what a checkpoint is, what the user asked, what was decided; and the bytes that follow from them.
+"""Three frozen configs: what a checkpoint is, what the user asked, what was decided; and the bytes that follow.
 
 Knows no file format and no hardware. `EngineConfig` is the only one that may say "auto"; `plan.planner.plan` turns it
 into a `Plan` and nobody changes either afterwards. Command-line flags are made from EngineConfig's fields.
@@ -115,7 +115,7 @@ class EngineConfig:
     skip_tokenizer_init: bool = option(False, "no tokenizer: prompts are token ids")
     backend: str = option("auto", "which kernels run the model", ("auto", "reference", "cpu", "eager", "cuda"))
     dtype: str = option("auto", "storage of unquantised weights", ("auto", "float32", "bfloat16", "float16"))
-    kv_cache_dtype: str = option("auto", "storage of keys and values", ("auto", "float32", "bfloat16", "float16", "int8"))
+    kv_cache_dtype: str = option("auto", "storage of keys and values", ("auto", "float32", "bfloat16", "float16"))
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens")
     max_num_seqs: int = option(64, "sequences in one step")
     max_num_batched_tokens: int | None = option(None, "tokens in one step: longer prompts run in chunks")

@@ -38,9 +38,9 @@ def _integer(name: str, value: Any, low: int, high: int) -> None:
 
 
 def _number(name: str, value: Any, low: float, high: float, above: bool = False) -> None:
-    good = type(value) in (int, float) and isfinite(value) and (low < value if above else low <= value) and value <= high
-    if not good:
-        raise RequestError(f"{name} must be a number {'above' if above else 'from'} {low:g} to {high:g}, not {value!r:.40}", name)
+    if type(value) not in (int, float) or not isfinite(value) or not low <= value <= high or (above and value == low):
+        span = f"above {low:g}, up to {high:g}" if above else f"from {low:g} to {high:g}"
+        raise RequestError(f"{name} must be a number {span}, not {value!r:.40}", name)
 
 
 def _listed(name: str, value: Any, kind: type, most: int) -> None:
@@ -102,14 +102,14 @@ class SamplingParams:
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 0, MAX_COUNT)
             if self.min_tokens > self.max_tokens:
-                raise RequestError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})", "min_tokens")
+                raise RequestError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}", "min_tokens")
         if self.seed is not None:
             _integer("seed", self.seed, -(1 << 63), (1 << 64) - 1)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         if self.logprobs_mode not in ("raw", "processed"):
-            raise RequestError(f"logprobs_mode must be 'raw' or 'processed', not {self.logprobs_mode!r:.40}", "logprobs_mode")
+            raise RequestError("logprobs_mode must be 'raw' or 'processed'", "logprobs_mode")
 
     def _check_numbers(self) -> None:
         _number("temperature", self.temperature, 0, 2)
@@ -160,7 +160,7 @@ class Request:
     bad_word_ids: Sequence[Sequence[int]] = ()  # params.bad_words, tokenised by whoever owns the tokenizer
     priority: int = 0  # lower runs first
     arrival_s: float = 0.0  # monotonic clock
-    deadline_s: float | None = None  # monotonic clock; the request ends with reason "deadline" at the first commit after it
+    deadline_s: float | None = None  # monotonic clock; after it the request ends with reason "deadline"
     cache_salt: str = ""  # prefixes are shared only among equal salts
     pooling: Pooling | None = None  # an embedding is wanted, no tokens are sampled
 
@@ -231,3 +231,21 @@ class EmbeddingOutput:
     request_id: str
     prompt_token_ids: Sequence[int]
     embedding: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counters since start and gauges of now. Tokens and pages are counts, times are seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    steps: int = 0
+    step_s: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0

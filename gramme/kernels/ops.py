@@ -76,8 +76,8 @@ class Ops:
     """The operations of a decoder. All return new arrays; `attend` alone writes, into kv.
 
     `Act` is what a norm gives to a matmul: an array, or (int8, scales, sums) for kernels that multiply integers. It is
-    never sliced; rows are chosen before the last norm. `packed` is a weight as laid out for this backend, `act` the form
-    in which it wants its input ("float", "int8/32", "int8/128").
+    never sliced; rows are chosen before the last norm. `packed` is a weight as laid out for this backend, `act` the
+    form in which it wants its input ("float", "int8/32", "int8/128").
     """
 
     take: Callable  # packed (V, K), ids (T,) -> (T, K)
