@@ -1,0 +1,120 @@
+"""The operations in torch, on any device, differentiable where kv is None: the base of training and of the GPU backend.
+
+Knows no model and no engine. Shapes are written in `ops`; `reference` defines what is right.
+"""
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gramme.kernels import reference
+from gramme.kernels.ops import KV, Edits, Ops, Sampled, Sampling, Step
+
+
+def take(packed: Tensor, ids: Tensor) -> Tensor:
+    return F.embedding(ids, packed)
+
+
+def head_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), gain, eps)
+
+
+def add_norm(x: Tensor, r: Tensor | None, gain: Tensor, eps: float, act: str) -> tuple[Tensor, Tensor]:
+    r = x if r is None else x + r
+    return quantise(head_norm(r, gain, eps), act), r
+
+
+def quantise(x: Tensor, act: str) -> Tensor:
+    if act != "float":
+        raise NotImplementedError(f"eager has no activation form {act!r}")
+    return x
+
+
+def gate_up(x: Tensor, packed: Tensor, bias: Tensor | None, act: str) -> Tensor:
+    gate, up = F.linear(x, packed, bias).chunk(2, -1)
+    return quantise(F.silu(gate) * up, act)
+
+
+def rope(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
+    cos, sin = table[positions.long()][:, None, :].chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, kv: KV | None, step: Step, window: int | None) -> Tensor:
+    if kv is None and len(q) == step.max_row * len(step.lengths) and window is None:
+        return _attend_equal_rows(q, k, v, step.max_row)
+    if kv is not None:
+        size = kv.k.shape[2]
+        page, offset = step.slots.long() // size, step.slots.long() % size
+        kv.k[page, :, offset], kv.v[page, :, offset] = k.to(kv.k.dtype), v.to(kv.v.dtype)
+    bounds, out = step.starts.tolist(), []
+    for b, length in enumerate(step.lengths.tolist()):
+        row = slice(bounds[b], bounds[b + 1])
+        keys, values = (k[row], v[row]) if kv is None else _context(kv, step.pages[b], length, q.dtype)
+        out.append(_attend_row(q[row], keys, values, step.positions[row], window))
+    return torch.cat(out)
+
+
+def _attend_equal_rows(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+    """Rows that are whole sequences of one length are a batch: one call, what training at full speed needs."""
+    q, k, v = (a.unflatten(0, (-1, length)).transpose(1, 2) for a in (q, k, v))  # (B, H, n, Dh)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return y.transpose(1, 2).flatten(0, 1)
+
+
+def _context(kv: KV, pages: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    used = pages[: -(-length // kv.k.shape[2])].long()
+    gather = lambda a: a[used].transpose(1, 2).flatten(0, 1)[:length].to(dtype)
+    return gather(kv.k), gather(kv.v)
+
+
+def _attend_row(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    length = len(keys)
+    distance = positions[:, None] - torch.arange(length, device=q.device)
+    seen = (distance >= 0) & (distance < (window or length + 1))
+    q, keys, values = (a.transpose(0, 1)[None] for a in (q, keys, values))
+    y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=True)
+    return y[0].transpose(0, 1)
+
+
+def sample(logits: Tensor, s: Sampling) -> Sampled:
+    """The reference's choice, made on the host."""
+    host = lambda a: a.detach().cpu().numpy() if isinstance(a, Tensor) else a
+    arrays = {name: host(value) for name, value in vars(s).items() if name != "edits"}
+    edits = None if s.edits is None else Edits(*map(host, s.edits))
+    return reference.sample(logits.detach().float().cpu().numpy(), Sampling(**arrays, edits=edits))
+
+
+EAGER = replace(
+    reference.REFERENCE, take=take, add_norm=add_norm, head_norm=head_norm, quantise=quantise, matmul=F.linear,
+    gate_up=gate_up, rope=rope, attend=attend, sample=sample,
+)
+
+
+class TorchDevice:
+    """One torch device, "cpu" or "cuda"."""
+
+    out_of_memory: type[BaseException] = torch.OutOfMemoryError
+
+    def __init__(self, name: str = "cpu"):
+        self.name = name
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.name)
+
+    def put(self, host: Any, into: Tensor | None = None) -> Tensor:
+        """A copy on the device. bfloat16 and float8 arrays of ml_dtypes arrive as torch's own."""
+        host = np.ascontiguousarray(host)
+        if host.dtype.kind == "V" or host.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+            bits = torch.from_numpy(host.view(np.int16 if host.itemsize == 2 else np.uint8).copy())
+            tensor = bits.view(getattr(torch, host.dtype.name))
+        else:
+            tensor = torch.from_numpy(host.copy())
+        return tensor.to(self.name) if into is None else into.copy_(tensor)
+
+    def get(self, a: Any) -> Any:
+        return a.detach().float().cpu().numpy() if isinstance(a, Tensor) and a.is_floating_point() else np.asarray(a)

@@ -1,0 +1,170 @@
+"""The operations in plain numpy: the definition of correct, and the CPU backend where nothing faster is compiled.
+
+Every array between operations is float32; bfloat16 and float16 pages are storage, widened when read. Knows no model and
+no engine. Shapes are written in `ops`.
+"""
+import numpy as np
+
+from gramme.kernels.ops import KV, Array, Ops, Sampled, Sampling, Step
+
+
+def take(packed: Array, ids: Array) -> Array:
+    return packed[ids].astype(np.float32, copy=False)
+
+
+def rms_norm(x: Array, gain: Array, eps: float) -> Array:
+    """Root mean square normalisation over the last axis (arXiv 1910.07467)."""
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + np.float32(eps)) * gain
+
+
+def add_norm(x: Array, r: Array | None, gain: Array, eps: float, act: str) -> tuple[Array, Array]:
+    r = x if r is None else x + r
+    return quantise(rms_norm(r, gain, eps), act), r
+
+
+def quantise(x: Array, act: str) -> Array:
+    if act != "float":
+        raise NotImplementedError(f"the reference has no activation form {act!r}")
+    return x
+
+
+def matmul(x: Array, packed: Array, bias: Array | None) -> Array:
+    y = x @ packed.T
+    return y if bias is None else y + bias
+
+
+def gate_up(x: Array, packed: Array, bias: Array | None, act: str) -> Array:
+    """SwiGLU (arXiv 2002.05202): silu(gate) * up, the first F rows of packed being the gate."""
+    gate, up = np.split(matmul(x, packed, bias), 2, -1)
+    with np.errstate(over="ignore"):  # exp overflows to inf where silu is 0
+        return quantise(gate / (1 + np.exp(-gate)) * up, act)
+
+
+def rope(x: Array, table: Array, positions: Array) -> Array:
+    """Rotate the pairs (i, i + Dh / 2) by their position's angles (arXiv 2104.09864)."""
+    cos, sin = np.split(table[positions][:, None, :], 2, -1)
+    a, b = np.split(x, 2, -1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def attend(q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None) -> Array:
+    """Causal attention of each row over its own context; K and V are written to the pages first, then read there."""
+    if kv is not None:
+        size = kv.k.shape[2]
+        kv.k[step.slots // size, :, step.slots % size] = k
+        kv.v[step.slots // size, :, step.slots % size] = v
+    out = np.empty_like(q)
+    for b, length in enumerate(step.lengths.tolist()):
+        low, high = int(step.starts[b]), int(step.starts[b + 1])
+        keys, values = (k[low:high], v[low:high]) if kv is None else _context(kv, step.pages[b], length)
+        out[low:high] = _attend_row(q[low:high], keys, values, step.positions[low:high], window)
+    return out
+
+
+def _context(kv: KV, pages: Array, length: int) -> tuple[Array, Array]:
+    """A row's keys and values from its pages, each (length, Hk, Dh)."""
+    used = pages[: -(-length // kv.k.shape[2])]
+    heads, _, head_dim = kv.k.shape[1:]
+    gather = lambda a: a[used].swapaxes(1, 2).reshape(-1, heads, head_dim)[:length].astype(np.float32, copy=False)
+    return gather(kv.k), gather(kv.v)
+
+
+def _attend_row(q: Array, keys: Array, values: Array, positions: Array, window: int | None) -> Array:
+    tokens, heads, head_dim = q.shape
+    length, kv_heads, _ = keys.shape
+    q = q.reshape(tokens, kv_heads, -1, head_dim).transpose(1, 2, 0, 3)  # (Hk, H / Hk, T, Dh)
+    scores = q @ keys.transpose(1, 2, 0)[:, None] * np.float32(head_dim**-0.5)
+    distance = positions[:, None] - np.arange(length)
+    seen = (distance >= 0) & (distance < (window or length + 1))
+    scores = np.where(seen, scores, np.float32(-np.inf))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return (weights @ values.transpose(1, 0, 2)[:, None]).transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+
+
+def sample(logits: Array, s: Sampling) -> Sampled:
+    """Choose a token for each row in vLLM's order: mask, edits, temperature, min_p, top_k, top_p, then u."""
+    raw = logits.astype(np.float32)
+    good = np.isfinite(raw).all(-1)
+    x = _edited(np.where(good[:, None], raw, np.float32(0)), s)
+    good &= (x > -np.inf).any(-1)
+    tokens = x.argmax(-1).astype(np.int32)
+    for row in np.flatnonzero((s.temperature > 0) & good):
+        tokens[row] = _draw(x[row] / s.temperature[row], s.top_p[row], s.min_p[row], int(s.top_k[row]), s.u[row])
+    tokens[~good] = -1
+    if not s.logprobs:
+        return Sampled(tokens)
+    return Sampled(tokens, *_report(raw, x, tokens, good, s))
+
+
+def _edited(x: Array, s: Sampling) -> Array:
+    if s.mask is not None:
+        bits = np.unpackbits(np.ascontiguousarray(s.mask).view(np.uint8), axis=-1, bitorder="little")
+        x = np.where(bits[:, : x.shape[1]].astype(bool), x, np.float32(-np.inf))
+    if s.edits is not None:
+        e = s.edits
+        y = x[e.rows, e.tokens] + e.bias
+        x[e.rows, e.tokens] = np.where(y > 0, y / e.repetition, y * e.repetition) - e.penalty
+    return x
+
+
+def _draw(x: Array, top_p: float, min_p: float, top_k: int, u: float) -> int:
+    """The first token, by falling probability then id, whose cumulative probability exceeds u."""
+    p = np.exp((x - x.max()).astype(np.float64))
+    order = np.flatnonzero(p >= min_p)  # p is relative to the most probable token's
+    order = order[np.argsort(-p[order], kind="stable")][: top_k if top_k > 0 else None]
+    cumulative = np.cumsum(p[order])
+    if top_p < 1:
+        cumulative = cumulative[: np.searchsorted(cumulative, top_p * cumulative[-1]) + 1]
+    return int(order[min(np.searchsorted(cumulative, u * cumulative[-1], side="right"), len(cumulative) - 1)])
+
+
+def _report(raw: Array, x: Array, tokens: Array, good: Array, s: Sampling) -> tuple[Array, ...]:
+    """Log-probabilities and ranks of the chosen tokens, and the most probable ones of each row."""
+    if s.processed is not None and s.processed.any():
+        heat = np.where(s.temperature > 0, s.temperature, 1)[:, None].astype(np.float32)
+        raw = np.where(s.processed[:, None], x / heat, raw)
+    lp = log_softmax(np.where(good[:, None], raw, np.float32(0)))
+    chosen = np.take_along_axis(lp, np.maximum(tokens, 0)[:, None], 1)
+    ranks = 1 + (lp > chosen).sum(-1)
+    ids = np.argsort(-lp, axis=-1, kind="stable")[:, : s.top]
+    return chosen[:, 0], ranks.astype(np.int32), ids.astype(np.int32), np.take_along_axis(lp, ids, 1)
+
+
+def log_softmax(x: Array) -> Array:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+REFERENCE = Ops(
+    take=take, add_norm=add_norm, head_norm=rms_norm, quantise=quantise, matmul=matmul, gate_up=gate_up, rope=rope,
+    attend=attend, sample=sample,
+)
+
+
+class NumpyDevice:
+    """Host memory. Steps run where they are called, so nothing waits and nothing is captured."""
+
+    name = "cpu"
+    out_of_memory: type[BaseException] = MemoryError
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return np.zeros(shape, storage_dtype(dtype))
+
+    def put(self, host: Array, into: Array | None = None) -> Array:
+        if into is None:
+            return host
+        into[...] = host
+        return into
+
+    def get(self, a: Array) -> Array:
+        return a
+
+
+def storage_dtype(name: str) -> np.dtype:
+    """numpy's dtype of that name, ml_dtypes' where numpy has none."""
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)

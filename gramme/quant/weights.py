@@ -1,0 +1,55 @@
+"""A weight knows its bytes and how to multiply; it knows no model and no file format.
+
+`Weight` is the whole contract. `Dense` keeps every value as a float; quantised forms stand in files of their own.
+"""
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gramme.kernels.ops import Array, Ops
+
+
+class Weight(Protocol):
+    """A matrix (N, K) with an optional bias (N,)."""
+
+    packed: Any  # laid out for the backend's kernels
+    bias: Array | None
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def act(self) -> str: ...  # the form in which `matmul` wants its input
+    def matmul(self, x: Any) -> Array: ...  # Act of (T, K) -> (T, N)
+    def rows(self, ids: Array) -> Array: ...  # (T,) -> (T, K)
+    def dense(self) -> Array: ...  # (N, K) float32
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An unquantised matrix on the backend's device."""
+
+    ops: Ops
+    packed: Array  # (N, K)
+    bias: Array | None = None  # (N,)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.packed.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def act(self) -> str:
+        return "float"
+
+    def matmul(self, x: Any) -> Array:
+        return self.ops.matmul(x, self.packed, self.bias)
+
+    def rows(self, ids: Array) -> Array:
+        return self.ops.take(self.packed, ids)
+
+    def dense(self) -> Array:
+        return self.packed
