@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gramme.kernels import reference
-from gramme.kernels.ops import KV, Edits, Ops, Sampled, Sampling, Step
+from gramme.kernels.ops import KV, Edits, Sampled, Sampling, Step
 
 
 def take(packed: Tensor, ids: Tensor) -> Tensor:
