@@ -1,0 +1,136 @@
+"""What the host decides about a choice: the random number, the edits of single logits, the mask. The op does the rest.
+
+Knows parameters and token ids; no logits and no device.
+"""
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from gramme.kernels.ops import Edits, Sampling
+from gramme.request import SamplingParams
+
+FORBIDDEN = float("inf")  # a penalty that leaves a logit at minus infinity
+
+
+class Chooser:
+    """How one sequence chooses: its parameters, and the counts that penalties need, kept up as its tokens grow."""
+
+    def __init__(self, params: SamplingParams, index: int, seed: int, eos_ids: frozenset[int], vocab_size: int,
+                 bad_words: Sequence[Sequence[int]] = ()):
+        self.params = params
+        self.bad_words = [tuple(word) for word in bad_words if word]
+        self.min_tokens_ban = eos_ids | frozenset(params.stop_token_ids) if params.min_tokens else frozenset()
+        self.mask = _mask(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
+        self._key = (params.seed if params.seed is not None else seed) & (1 << 64) - 1
+        self._index = index
+        self._penalised = params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
+        self._prompt: set[int] = set()
+        self._output: Counter[int] = Counter()
+        self._counted = 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the next choice depends on tokens that the host must have seen: such a sequence is not run ahead."""
+        return bool(self._penalised or self.bad_words or self.min_tokens_ban)
+
+    def draw(self, position: int) -> float:
+        """A number in [0, 1) that depends on seed, sample index and position alone, whatever shares the batch."""
+        key = b"%d %d %d" % (self._key, self._index, position)
+        return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") / 2**64
+
+    def edits(self, tokens: Sequence[int], prompt_len: int) -> dict[int, tuple[float, float, float]]:
+        """token -> (bias, repetition, penalty) for the choice that follows `tokens`."""
+        out = {token: (bias, 1.0, 0.0) for token, bias in self.params.logit_bias.items()}
+        if self._penalised:
+            self._count(tokens, prompt_len)
+            for token in self._prompt | self._output.keys():
+                out[token] = (out.get(token, (0.0,))[0], self.params.repetition_penalty, self._penalty(token))
+        for token in self._banned(tokens, prompt_len):
+            out[token] = (0.0, 1.0, FORBIDDEN)
+        return out
+
+    def _penalty(self, token: int) -> float:
+        n = self._output[token]
+        return self.params.frequency_penalty * n + self.params.presence_penalty * (n > 0)
+
+    def _count(self, tokens: Sequence[int], prompt_len: int) -> None:
+        if self._counted < prompt_len:
+            self._prompt.update(tokens[:prompt_len])
+            self._counted = prompt_len
+        self._output.update(tokens[self._counted :])
+        self._counted = len(tokens)
+
+    def _banned(self, tokens: Sequence[int], prompt_len: int) -> set[int]:
+        banned = set(self.min_tokens_ban) if len(tokens) - prompt_len < self.params.min_tokens else set()
+        for *head, last in self.bad_words:
+            if not head or list(tokens[-len(head) :]) == head:
+                banned.add(last)
+        return banned
+
+
+def _mask(allowed: Sequence[int], vocab_size: int) -> np.ndarray:
+    """(ceil(V / 32),) uint32 with the allowed tokens' bits set."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, bool)
+    bits[list(allowed)] = True
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+class Choice:
+    """One row of logits to choose from: who chooses, after which tokens; or the one token that must be scored."""
+
+    __slots__ = ("chooser", "prompt_len", "target", "tokens")
+
+    def __init__(self, chooser: Chooser, tokens: Sequence[int], prompt_len: int, target: int | None = None):
+        self.chooser, self.tokens, self.prompt_len, self.target = chooser, tokens, prompt_len, target
+
+
+def sampling(choices: Sequence[Choice], positions: Sequence[int], vocab_size: int) -> Sampling:
+    """Host arrays for one call of `ops.sample`; row i chooses the token at `positions[i]`."""
+    greedy = [c.target is not None or c.chooser.params.greedy for c in choices]
+    params = [c.chooser.params for c in choices]
+    column = lambda values, dtype: np.fromiter(values, dtype, len(choices))
+    return Sampling(
+        temperature=column((0 if g else p.temperature for g, p in zip(greedy, params)), np.float32),
+        top_p=column((p.top_p for p in params), np.float32),
+        min_p=column((p.min_p for p in params), np.float32),
+        top_k=column((max(p.top_k, 0) for p in params), np.int32),
+        u=column((0 if g else c.chooser.draw(n) for g, c, n in zip(greedy, choices, positions)), np.float64),
+        edits=_edits(choices),
+        mask=_masks(choices, vocab_size),
+        processed=column((c.target is None and p.logprobs_mode == "processed" for c, p in zip(choices, params)), bool),
+        top=max((_top(c) or 0) for c in choices),
+        logprobs=any(_top(c) is not None for c in choices),
+    )
+
+
+def _top(c: Choice) -> int | None:
+    return c.chooser.params.logprobs if c.target is None else c.chooser.params.prompt_logprobs
+
+
+def _edits(choices: Sequence[Choice]) -> Edits | None:
+    rows, tokens, values = [], [], []
+    for i, c in enumerate(choices):
+        if c.target is None:
+            for token, change in c.chooser.edits(c.tokens, c.prompt_len).items():
+                rows.append(i)
+                tokens.append(token)
+                values.append(change)
+    if not rows:
+        return None
+    bias, repetition, penalty = np.array(values, np.float32).T
+    return Edits(np.array(rows, np.int32), np.array(tokens, np.int32), bias, repetition, penalty)
+
+
+def _masks(choices: Sequence[Choice], vocab_size: int) -> np.ndarray | None:
+    """A prompt token is scored by allowing no other: the choice is forced, its log-probability is the raw one."""
+    if all(c.target is None and c.chooser.mask is None for c in choices):
+        return None
+    out = np.full((len(choices), -(-vocab_size // 32)), 0xFFFFFFFF, np.uint32)
+    for i, c in enumerate(choices):
+        if c.target is not None:
+            out[i] = _mask([c.target], vocab_size)
+        elif c.chooser.mask is not None:
+            out[i] = c.chooser.mask
+    return out
