@@ -1,4 +1,4 @@
-"""From a model, a user's wishes and a machine to a Plan: the one place where `auto` is resolved. Pure: reads nothing."""
+"""From a model, a user's wishes and a machine to a Plan: the one place where `auto` is resolved. Reads nothing."""
 import re
 
 from gramme.config import ConfigError, EngineConfig, ModelConfig, Plan

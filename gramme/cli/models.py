@@ -1,0 +1,48 @@
+"""`gramme pull`, `list`, `show`, `rm`: models on this machine."""
+import argparse
+import json
+from dataclasses import asdict
+
+from gramme.cli.flags import settle
+from gramme.formats import store
+from gramme.models.open import open_model
+from gramme.plan.hardware import this_machine
+from gramme.plan.planner import gb, plan
+
+
+def main(args: argparse.Namespace) -> None:
+    {"pull": _pull, "list": _list, "show": _show, "rm": _rm}[args.verb](args)
+
+
+def _pull(args: argparse.Namespace) -> None:
+    name, _, revision = args.model.partition("@")
+    print(store.pull(name, revision or None))
+
+
+def _list(args: argparse.Namespace) -> None:
+    models = store.installed()
+    if args.json:
+        print(json.dumps([asdict(m) for m in models]))
+        return
+    for m in models:
+        print(f"{m.name}@{m.revision[:12]:12}  {gb(m.nbytes):>10}")
+    if not models:
+        print("no model in the hub's cache; the embedded one is always there: gramme run")
+
+
+def _rm(args: argparse.Namespace) -> None:
+    store.remove(args.model)
+
+
+def _show(args: argparse.Namespace) -> None:
+    config = settle(args, model=args.model)
+    opened = open_model(config)
+    decided = plan(opened.config, config, this_machine())
+    if args.json:
+        print(json.dumps({"name": opened.name, "model": asdict(opened.config), "plan": asdict(decided)}))
+        return
+    m = opened.config
+    print(f"{opened.name}: {m.family}, {m.parameters / 1e6:.1f} M parameters, {m.layers} layers of width {m.width}, "
+          f"{m.heads} heads over {m.kv_heads} of K and V, vocabulary {m.vocab_size}, context {m.max_positions}")
+    for note in decided.notes:
+        print(f"  {note}")

@@ -1,0 +1,75 @@
+"""`gramme run`: one prompt, its answer as it comes, and what it took."""
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+
+from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
+from gramme.cli.flags import settle
+from gramme.cli.main import sampling_given
+from gramme.llm import LLM, Prompt
+from gramme.request import RequestError, RequestOutput
+
+EXAMPLES = ("Translate to French: The train leaves at eight.", "Traduis en anglais : Il fait beau ce matin.")
+
+
+def main(args: argparse.Namespace) -> None:
+    config = asdict(settle(args, model=args.model))
+    prompts = _prompts(args, config["model"])
+    llm = LLM(**config)
+    try:
+        for prompt in prompts:
+            _answer(llm, prompt, args, announce=len(prompts) > 1)
+    finally:
+        llm.close()
+
+
+def _prompts(args: argparse.Namespace, model: str) -> list[str]:
+    if args.prompt is not None:
+        return [args.prompt]
+    if not sys.stdin.isatty() and (text := sys.stdin.read()):
+        return [text]
+    if not model:
+        return list(EXAMPLES)
+    raise RequestError("there is no prompt: give one with -p or on standard input")
+
+
+def _answer(llm: LLM, text: str, args: argparse.Namespace, announce: bool) -> None:
+    params = llm.default_params(**sampling_given(args))
+    began = time.monotonic()
+    prompt: Prompt = text
+    if llm.chat_form is not None and llm.chat_form.template is not None and not args.raw:
+        prompt = {"prompt_token_ids": llm.chat_ids([{"role": "user", "content": text}])}
+    if announce:
+        print(f"> {text}", flush=True)
+    output = None
+    for _, delta, output in llm.stream(prompt, params):
+        if not args.json:
+            print(delta, end="", flush=True)
+    assert output is not None
+    if args.json:
+        print(json.dumps(_record(output, began), ensure_ascii=False))
+    else:
+        print("\n", flush=True)
+        print(_summary(llm, output, began), file=sys.stderr)
+
+
+def _record(output: RequestOutput, began_s: float) -> dict[str, object]:
+    o, m = output.outputs[0], output.metrics
+    first, last = m.first_token_s or m.finished_s, m.finished_s
+    rate = (len(o.token_ids) - 1) / (last - first) if len(o.token_ids) > 1 and last > first else 0.0
+    return {"text": o.text, "prompt_tokens": len(output.prompt_token_ids), "completion_tokens": len(o.token_ids),
+            "ttft_ms": round(1000 * (first - began_s), 3), "decode_tok_s": round(rate, 2),
+            "finish_reason": o.finish_reason}
+
+
+def _summary(llm: LLM, output: RequestOutput, began_s: float) -> str:
+    r = _record(output, began_s)
+    line = (f"[{r['prompt_tokens']} tokens in, {r['completion_tokens']} out; first token after {r['ttft_ms']:.1f} ms, "
+            f"then {r['decode_tok_s']:.1f} tokens/s")
+    nbytes = llm.engine.model.weight_bytes(llm.engine.plan.dtype)
+    if nbytes > 4 * last_level_cache_bytes():
+        rate = nbytes * r["decode_tok_s"] / 1e9
+        line += f"; weights read at {rate:.1f} GB/s, memory allows {read_bandwidth():.1f} GB/s"
+    return line + "]"
