@@ -191,14 +191,17 @@ class Scheduler:
 
         One page for each running sequence stays free, so that admitting does not force a preemption at once.
         """
-        busy = {row.seq for row in rows}
         while True:
             need = -(-len(seq.tokens) // self.pool.page_size) - len(matched) + self.pool.unowned(matched)
             headroom = sum(not s.leaving for s in self.running)
             if len(self.running) < self.max_rows and need + headroom <= self.pool.available:
                 return True
-            lower = [s for s in self.running if s.priority > seq.priority and s not in busy and not s.leaving]
-            if not lower or not self._preempt(self._victim(lower)):
+            lower = [s for s in self.running if s.priority > seq.priority and not s.leaving]
+            if not lower:
+                return False
+            victim = self._victim(lower)
+            rows[:] = [row for row in rows if row.seq is not victim]
+            if not self._preempt(victim):
                 return False
 
     def _start(self, seq: Sequence, matched: list[int], now_s: float) -> None:
