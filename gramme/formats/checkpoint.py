@@ -1,0 +1,83 @@
+"""A model directory's tensors by name, whatever files they stand in, and its JSON files. Knows no architecture."""
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gramme.config import ModelError
+from gramme.formats.safetensors import SafetensorsFile
+
+MAX_JSON_BYTES = 10 << 20
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """Raises ModelError when the file is missing, too large or not a JSON object."""
+    path = directory / name
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{name} has more than {MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{directory}: {name}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name} is not valid JSON: {error!s:.80}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{name} is not a JSON object")
+    return value
+
+
+class Checkpoint:
+    """model.safetensors, its shards, or Mistral's consolidated.safetensors."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        files = [SafetensorsFile(path) for path in self._paths()]
+        self._home: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for name in file.names:
+                if name in self._home:
+                    raise ModelError(f"tensor {name!r:.120} stands in {self._home[name].path.name} and {file.path.name}")
+                self._home[name] = file
+        self._check_index()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._home)
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any]:
+        if name not in self._home:
+            raise ModelError(f"{self.directory.name}: there is no tensor {name!r:.120}")
+        return self._home[name].tensor(name)
+
+    def _paths(self) -> list[Path]:
+        d = self.directory
+        if (d / INDEX).exists():
+            return [d / name for name in sorted({_plain(n) for n in self._weight_map().values()})]
+        for pattern in ("model.safetensors", "consolidated.safetensors", "consolidated-*.safetensors"):
+            if found := sorted(d.glob(pattern)):
+                return found
+        if any(p.suffix in PICKLES for p in d.iterdir()):
+            raise ModelError(f"{d} holds pickled weights only, which can run code when read; convert to safetensors")
+        raise ModelError(f"{d} holds no model.safetensors")
+
+    def _weight_map(self) -> dict[str, Any]:
+        found = read_json(self.directory, INDEX).get("weight_map")
+        if not isinstance(found, dict):
+            raise ModelError(f"{INDEX} has no weight_map")
+        return found
+
+    def _check_index(self) -> None:
+        if not (self.directory / INDEX).exists():
+            return
+        for name, file in self._weight_map().items():
+            if name not in self._home or self._home[name].path.name != file:
+                raise ModelError(f"{INDEX} says that tensor {name!r:.120} stands in {file!r:.80}, it does not")
+
+
+def _plain(name: Any) -> str:
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise ModelError(f"{INDEX}: a shard must be a file of the same directory, not {name!r:.80}")
+    return name

@@ -1,0 +1,88 @@
+"""Where models are on this machine: directories and the Hugging Face cache. The network is used by `pull` alone."""
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gramme.config import ModelError
+
+WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model*"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    name: str
+    revision: str
+    path: str
+    nbytes: int
+
+
+def cache_directory() -> Path:
+    """$HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def resolve(model: str, revision: str | None = None) -> Path:
+    """The directory of a model: a path as it stands, a hub id from the cache. Raises ModelError saying what to do."""
+    if model.lower().endswith(".gguf") or re.search(r"-GGUF(:|$)", model, re.IGNORECASE):
+        raise ModelError(f"{model}: GGUF files cannot be read yet")
+    if Path(model).is_dir():
+        return Path(model)
+    if Path(model).exists():
+        raise ModelError(f"{model} is a file; a model is a directory with config.json and model.safetensors")
+    name, _, at = model.partition("@")
+    if not _is_hub_id(name):
+        raise ModelError(f"{model}: there is no such directory, and it is not a hub id such as org/name")
+    return _snapshot(name, revision or at or "main")
+
+
+def pull(name: str, revision: str | None = None) -> Path:
+    """Fetch a model from the hub into its cache, with the hub client's own progress bars."""
+    if not _is_hub_id(name):
+        raise ModelError(f"{name} is not a hub id such as org/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+    except Exception as error:  # the client raises many kinds; each is one line for the user
+        raise ModelError(f"{name} could not be fetched: {str(error).splitlines()[0]:.200}") from None
+
+
+def installed() -> list[Installed]:
+    out = []
+    for repo in sorted(cache_directory().glob("models--*")):
+        for snapshot in sorted((repo / "snapshots").glob("*")):
+            size = sum(p.stat().st_size for p in snapshot.rglob("*") if p.is_file())
+            name = repo.name.removeprefix("models--").replace("--", "/")
+            out.append(Installed(name=name, revision=snapshot.name, path=str(snapshot), nbytes=size))
+    return out
+
+
+def remove(model: str) -> None:
+    """Delete a model from the hub's cache."""
+    name = model.partition("@")[0]
+    if not _is_hub_id(name) or not (repo := _repository(name)).is_dir():
+        raise ModelError(f"{model} is not in the hub's cache; see `gramme list`")
+    shutil.rmtree(repo)
+
+
+def _is_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", p) and ".." not in p for p in parts)
+
+
+def _repository(name: str) -> Path:
+    return cache_directory() / ("models--" + name.replace("/", "--"))
+
+
+def _snapshot(name: str, revision: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+", revision) or ".." in revision:
+        raise ModelError(f"{revision!r:.80} is not a branch, tag or commit")
+    ref = _repository(name) / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    path = _repository(name) / "snapshots" / commit
+    if not re.fullmatch(r"[\w.-]+", commit) or not path.is_dir():
+        raise ModelError(f"{name}@{revision} is not on this machine; fetch it with: gramme pull {name}")
+    return path
