@@ -1,4 +1,4 @@
-"""`python -m gramme.train RECIPE.json DATA RUN`: trains a model of the recipe on the texts in DATA, in the folder RUN."""
+"""`python -m gramme.train RECIPE.json DATA RUN`: trains a model on the texts in DATA, in the folder RUN."""
 import json
 import sys
 from pathlib import Path

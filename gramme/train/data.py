@@ -161,7 +161,8 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 def _novels(path: Path) -> Iterator[str]:
     with tarfile.open(path) as tar:
-        for member in sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name):
+        texts = (m for m in tar.getmembers() if m.isfile() and m.name.endswith(".txt"))
+        for member in sorted(texts, key=lambda m: m.name):
             file = tar.extractfile(member)
             text = file.read().decode("utf-8", "replace") if file else ""
             if len(text) > 10_000:

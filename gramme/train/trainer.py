@@ -133,7 +133,8 @@ def _optimizer(weights: dict[str, Tensor], recipe: Recipe) -> torch.optim.AdamW:
     decays = lambda name, a: a.ndim == 2 and name not in ("embed", "head")
     groups = [{"params": [a for n, a in weights.items() if decays(n, a)], "weight_decay": recipe.weight_decay},
               {"params": [a for n, a in weights.items() if not decays(n, a)], "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    groups = [g for g in groups if g["params"]]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
 
 def _save(folder: Path, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -168,5 +169,6 @@ def _progress(log: list[dict], recipe: Recipe) -> None:
     rate = sum(r["tokens"] for r in recent) / sum(r["s"] for r in recent)
     mean = sum(r["loss"] for r in recent) / len(recent)
     left = (recipe.steps - log[-1]["step"] - 1) * sum(r["s"] for r in recent) / len(recent)
-    print(f"\rstep {log[-1]['step'] + 1}/{recipe.steps}  loss {mean:.3f}  norm {log[-1]['norm']:.2f}  "
-          f"{rate:,.0f} tokens/s  {left:.0f} s left", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+    line = (f"\rstep {log[-1]['step'] + 1}/{recipe.steps}  loss {mean:.3f}  norm {log[-1]['norm']:.2f}  "
+            f"{rate:,.0f} tokens/s  {left:.0f} s left")
+    print(line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
