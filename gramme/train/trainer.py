@@ -60,19 +60,17 @@ def new_decoder(m: ModelConfig, seed: int) -> Decoder:
     return decoder
 
 
-def rows_step(rows: int, length: int) -> Step:
-    """The step of `rows` whole sequences of one length, for kv=None."""
+def rows_step(tokens: Tensor) -> Step:
+    """The step of B whole sequences of one length, tokens (B, n), for kv=None."""
+    rows, length = tokens.shape
     i = torch.arange(rows * length)
     starts, lengths = torch.arange(rows + 1) * length, torch.full((rows,), length)
-    return Step(i, i % length, i, starts, lengths, i[:0], i, length, length)
+    return Step(tokens.flatten(), i % length, i, starts, lengths, i[:0], i, length, length)
 
 
 def loss(decoder: Decoder, tokens: Tensor, weights: Tensor, chunk: int) -> Tensor:
     """Weighted mean cross-entropy of the next token, nats; the logits of `chunk` tokens exist at a time."""
-    rows, length = weights.shape
-    step = rows_step(rows, length)
-    step = Step(**(vars(step) | {"tokens": tokens[:, :-1].reshape(-1)}))
-    x, r = decoder.hidden(step, None)
+    x, r = decoder.hidden(rows_step(tokens[:, :-1]), None)
     targets, w, total = tokens[:, 1:].reshape(-1), weights.reshape(-1), torch.zeros(())
     for i in range(0, len(targets), chunk):
         part = slice(i, i + chunk)
