@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gramme.config import ModelError
-from gramme.formats.safetensors import SafetensorsFile
+from gramme.formats.safetensors import SafetensorsFile, regular_size
 
 MAX_JSON_BYTES = 10 << 20
 INDEX = "model.safetensors.index.json"
@@ -16,9 +16,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 def read_json(directory: Path, name: str) -> dict[str, Any]:
     """Raises ModelError when the file is missing, too large or not a JSON object."""
     path = directory / name
+    if (size := regular_size(path)) > MAX_JSON_BYTES:
+        raise ModelError(f"{name} has {size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{name} has more than {MAX_JSON_BYTES} bytes")
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ModelError(f"{directory}: {name}: {error.strerror}") from None
@@ -39,7 +39,8 @@ class Checkpoint:
         for file in files:
             for name in file.names:
                 if name in self._home:
-                    raise ModelError(f"tensor {name!r:.120} stands in {self._home[name].path.name} and {file.path.name}")
+                    first = self._home[name].path.name
+                    raise ModelError(f"tensor {name!r:.120} stands in {first} and in {file.path.name}")
                 self._home[name] = file
         self._check_index()
 

@@ -29,12 +29,12 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        size = _regular_size(path)
+        size = regular_size(path)
         with path.open("rb") as f:
             head = f.read(8)
-            _refuse_pickle(path, head)
             length = int.from_bytes(head, "little")
             if len(head) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                _refuse_pickle(path, head)
                 raise ModelError(f"{path.name}: a header of {length} bytes does not fit a file of {size} bytes")
             header = _parse(path, f.read(length))
         header.pop("__metadata__", None)
@@ -103,7 +103,8 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> N
     beside.replace(path)
 
 
-def _regular_size(path: Path) -> int:
+def regular_size(path: Path) -> int:
+    """Bytes of a file that can be read without waiting: a FIFO or a device raises ModelError."""
     try:
         status = path.stat()
     except OSError as error:
@@ -114,6 +115,7 @@ def _regular_size(path: Path) -> int:
 
 
 def _refuse_pickle(path: Path, head: bytes) -> None:
+    """Only once the length is impossible: one header in 32 has a length whose first byte is a pickle's, 0x80."""
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         raise ModelError(f"{path.name} is a pickle, which can run code when read; convert it to safetensors")
 

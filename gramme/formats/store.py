@@ -19,22 +19,23 @@ class Installed:
 
 
 def cache_directory() -> Path:
-    """$HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub."""
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    """$HF_HUB_CACHE, $HF_HOME/hub or $XDG_CACHE_HOME/huggingface/hub, ~/.cache by default; as the hub's client."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("HF_HOME") or Path(caches) / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def resolve(model: str, revision: str | None = None) -> Path:
     """The directory of a model: a path as it stands, a hub id from the cache. Raises ModelError saying what to do."""
     if model.lower().endswith(".gguf") or re.search(r"-GGUF(:|$)", model, re.IGNORECASE):
         raise ModelError(f"{model}: GGUF files cannot be read yet")
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return Path(model)
-    if Path(model).exists():
+    if os.path.exists(model):
         raise ModelError(f"{model} is a file; a model is a directory with config.json and model.safetensors")
     name, _, at = model.partition("@")
     if not _is_hub_id(name):
-        raise ModelError(f"{model}: there is no such directory, and it is not a hub id such as org/name")
+        raise ModelError(f"{model:.200}: there is no such directory, and it is not a hub id such as org/name")
     return _snapshot(name, revision or at or "main")
 
 
@@ -45,7 +46,7 @@ def pull(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_directory(), allow_patterns=WANTED))
     except Exception as error:  # the client raises many kinds; each is one line for the user
         raise ModelError(f"{name} could not be fetched: {str(error).splitlines()[0]:.200}") from None
 
@@ -83,6 +84,6 @@ def _snapshot(name: str, revision: str) -> Path:
     ref = _repository(name) / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     path = _repository(name) / "snapshots" / commit
-    if not re.fullmatch(r"[\w.-]+", commit) or not path.is_dir():
+    if not re.fullmatch(r"\w[\w.-]*", commit) or not path.is_dir():
         raise ModelError(f"{name}@{revision} is not on this machine; fetch it with: gramme pull {name}")
     return path

@@ -1,4 +1,5 @@
 """From a model directory's JSON to a ModelConfig and to sampling defaults: which family it is, or why it is refused."""
+from collections.abc import Callable
 from pathlib import Path
 
 from gramme.config import GenerationDefaults, ModelConfig, ModelError
@@ -14,13 +15,22 @@ def read_config(directory: Path) -> ModelConfig:
     if not (directory / "config.json").exists() and (directory / "params.json").exists():
         return mistral.params(Fields("params.json", read_json(directory, "params.json")))
     c = Fields("config.json", read_json(directory, "config.json"))
-    if isinstance(quantised := c.raw.get("quantization_config"), dict):
-        raise ModelError(f"config.json: {quantised.get('quant_method', 'quantised')!r:.40} weights cannot be read yet")
-    names = c.raw.get("architectures") or []
-    family = next((FAMILIES[n] for n in names if n in FAMILIES), None) if isinstance(names, list) else None
-    if family is None:
-        raise ModelError(f"config.json: architectures {names!r:.80} is not supported; there are: {', '.join(FAMILIES)}")
-    return family(c)
+    if (quantised := c.raw.get("quantization_config")) is not None:
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else quantised
+        raise ModelError(f"config.json: {method!r:.40} weights cannot be read yet")
+    return _family(c)(c)
+
+
+def _family(c: Fields) -> Callable[[Fields], ModelConfig]:
+    """By `architectures`; by `model_type` in the files that lack it, as those of base models do."""
+    names = c.raw.get("architectures")
+    if names is None:
+        names = [name for name in FAMILIES if name.removesuffix("ForCausalLM").lower() == c.raw.get("model_type")]
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, str) and name in FAMILIES:
+            return FAMILIES[name]
+    raise ModelError(f"config.json: architectures {names or c.raw.get('model_type')!r:.80} is not supported; "
+                     f"there are: {', '.join(FAMILIES)}")
 
 
 def read_generation(directory: Path, mode: str) -> GenerationDefaults:

@@ -1,5 +1,4 @@
 """Typed reading of a model's config.json: a field, its type, its bounds, its default, on one line each."""
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ class Fields:
         value = self._get(key, default)
         if value is default:
             return value
-        if type(value) not in (int, float) or not math.isfinite(value) or not low < value <= high:
+        if type(value) not in (int, float) or not low < value <= high:
             raise self.error(key, value, f"a number above {low:g}, up to {high:g}")
         return float(value)
 

@@ -32,7 +32,7 @@ def checkpoint_source(checkpoint: Checkpoint, m: ModelConfig,
     def source(ours: str) -> np.ndarray:
         a = checkpoint.tensor(theirs[ours])
         heads = {"q": m.heads, "k": m.kv_heads}.get(ours.rpartition(".")[2])
-        return uninterleave(a, heads) if mistral and heads and a.ndim == 2 else a
+        return uninterleave(a, heads) if mistral and heads and a.shape == wanted[ours] else a
 
     def check() -> None:
         tied = {_their_name("head", mistral)} if m.tied_embeddings else set()
