@@ -28,6 +28,13 @@ class Prefix(NamedTuple):
             a, b = a.parent, b.parent
         return a is b
 
+    def extends(self, parent: "Prefix | None", other: "Prefix") -> bool:
+        """Whether it is the same as `other`, whose parent is the same as `parent`: mostly a single comparison."""
+        if self.tokens != other.tokens or self.root != other.root:
+            return False
+        mine = self.parent
+        return mine is parent or (mine is not None and parent is not None and mine.same(parent))
+
 
 def prefix_key(root: bytes, parent: bytes, tokens: tuple[int, ...]) -> bytes:
     return blake2b(b"%d:%b%b%b" % (len(root), root, parent, repr(tokens).encode()), digest_size=16).digest()
@@ -64,14 +71,22 @@ class PagePool:
 
     def match(self, prefixes: Sequence[Prefix]) -> list[int]:
         """The known pages of the longest known prefix. They are not held yet."""
-        pages = []
+        pages: list[int] = []
+        last: Prefix | None = None
         for prefix in prefixes:
             page = self._by_key.get(prefix.key)
             known = None if page is None else self._known[page]
-            if page is None or known is None or not known.same(prefix):
+            if page is None or known is None or not known.extends(last, prefix):
                 break
             pages.append(page)
+            last = known
         return pages
+
+    def known(self, pages: Iterable[int]) -> list[Prefix]:
+        """What these pages are known as; none of them may be unknown."""
+        prefixes = [self._known[p] for p in pages]
+        assert None not in prefixes
+        return [p for p in prefixes if p is not None]
 
     def unowned(self, pages: Iterable[int]) -> int:
         """How many of these pages would leave `free` if they were held."""

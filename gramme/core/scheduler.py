@@ -111,7 +111,7 @@ class Scheduler:
         for seq in list(self.running):
             if budget and not seq.leaving and seq.known - seq.planned == 1 and self._may_run(seq):
                 row = self._decode_row(seq, feeds, budget)
-                if self._grow(seq, row.start + len(row.tokens), rows):
+                if self._grow(seq, row.start + len(row.tokens)):
                     rows.append(row)
                     budget -= len(row.tokens)
         return rows
@@ -158,8 +158,12 @@ class Scheduler:
         i = 0
         while budget and i < len(self.waiting):
             seq = self.waiting[i]
-            matched = self.pool.match(self._shareable(seq))
-            if self._is_being_computed(seq, len(matched)):
+            shareable = self._shareable(seq)
+            if self._is_being_computed(shareable[-1:]):  # all of it: spares matching its pages in each step
+                i += 1
+                continue
+            matched = self.pool.match(shareable)
+            if self._is_being_computed(shareable[len(matched) :]):
                 i += 1
                 continue
             if not self._make_room(seq, matched, rows):
@@ -178,13 +182,12 @@ class Scheduler:
         self._hash(seq, len(seq.tokens))
         return seq.prefixes[: (len(seq.tokens) - 1) // self.pool.page_size]
 
-    def _is_being_computed(self, seq: Sequence, matched: int) -> bool:
-        """The next page that it lacks is being computed by somebody: waiting is cheaper than computing it twice."""
-        shareable = self._shareable(seq)
-        if matched >= len(shareable):
-            return False
-        other = self._computing.get(shareable[matched].key)
-        return other is not None and any(p.same(shareable[matched]) for p in other.prefixes[matched : matched + 1])
+    def _is_being_computed(self, missing: list[Prefix]) -> bool:
+        """The next page that it lacks is being computed: waiting is cheaper than computing it twice.
+
+        Only keys are compared: two prefixes with one key cost a wait, never a wrong page.
+        """
+        return bool(missing) and missing[0].key in self._computing
 
     def _make_room(self, seq: Sequence, matched: list[int], rows: list[Row]) -> bool:
         """Rows and pages for a newcomer; only sequences of lower priority give theirs up for it.
@@ -196,8 +199,10 @@ class Scheduler:
             headroom = sum(not s.leaving for s in self.running)
             if len(self.running) < self.max_rows and need + headroom <= self.pool.available:
                 return True
-            lower = [s for s in self.running if s.priority > seq.priority and not s.leaving]
-            if not lower:
+            lower = [s for s in self.running if s.priority > seq.priority]
+            if any(s.leaving for s in self.running):  # rows and pages return at the next commit, no victim is needed
+                return False
+            if not lower or need > self.pool.available + sum(len(s.pages) for s in lower):
                 return False
             victim = self._victim(lower)
             rows[:] = [row for row in rows if row.seq is not victim]
@@ -208,6 +213,8 @@ class Scheduler:
         self.waiting.remove(seq)
         insort(self.running, seq, key=_order)
         self.pool.hold(matched)
+        if matched:  # continue the chain that is known: chains are then compared by identity, only the tail is hashed
+            seq.prefixes = self.pool.known(matched)
         size = self.pool.page_size
         seq.pages = matched + self.pool.take(-(-len(seq.tokens) // size) - len(matched))
         seq.cached = seq.planned = len(matched) * size
@@ -226,26 +233,22 @@ class Scheduler:
 
     # Pages
 
-    def _grow(self, seq: Sequence, length: int, rows: list[Row]) -> bool:
-        """Own pages for `length` tokens, taking them from later sequences if need be. False: not in this step."""
+    def _grow(self, seq: Sequence, length: int) -> bool:
+        """Own pages for `length` tokens, taking them from later sequences if need be. False: not in this step.
+
+        Decode rows are planned in order, so no later sequence has a row yet.
+        """
         need = -(-length // self.pool.page_size) - len(seq.pages)
-        busy = {row.seq for row in rows} if need > self.pool.available else set()
         while need > self.pool.available:
-            later = [s for s in self.running if s.order > seq.order and s not in busy and not s.leaving]
-            if later:
-                if not self._preempt(self._victim(later)):
-                    return False
-            elif self._pages_will_return(seq):
+            if any(s.leaving for s in self.running):  # pages return at the next commit, no victim is needed
                 return False
-            else:
-                self._preempt(seq)
+            later = [s for s in self.running if s.order > seq.order]
+            if not later and seq.in_flight:  # as above: earlier ones may end at the commit
+                return False
+            if not self._preempt(self._victim(later) if later else seq) or not later:
                 return False
         seq.pages += self.pool.take(max(need, 0))
         return True
-
-    def _pages_will_return(self, seq: Sequence) -> bool:
-        """Whether waiting helps: somebody is leaving, or earlier sequences still run and will end."""
-        return seq.in_flight > 0 or any(s.leaving for s in self.running) or seq is self.running[0]
 
     def _victim(self, candidates: list[Sequence]) -> Sequence:
         """Lowest priority, then the least to compute again among those that free a page at all, then the newest."""
@@ -304,7 +307,8 @@ class Scheduler:
             seq.planned = seq.cached
         elif seq.in_flight:
             seq.pending = 1  # the batch that ran ahead samples one more
-        self._publish(seq, since)
+        if reason != "error":  # what is not finite must not be found by others
+            self._publish(seq, since)
         if reason:
             self._end(seq, reason)
         return Event(seq, new, index, reason)

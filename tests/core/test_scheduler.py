@@ -236,3 +236,97 @@ def test_logits_that_are_not_finite_end_one_sequence_only():
     events = scheduler.commit(batch, sampled, 0)
     assert [e.finish_reason for e in events if e.seq is bad] == ["error"]
     assert drive(scheduler, model, [good]) == [good] and good.tokens[3:] == naive([1, 2, 3], 4)
+
+
+def test_what_is_not_finite_is_not_shared():
+    scheduler = Scheduler(PagePool(30, 4), 4, 64)
+    scheduler.add(bad := seq(list(range(1, 18))))
+    batch = scheduler.schedule(0)
+    scheduler.commit(batch, [[-1]], 0)
+    scheduler.add(again := seq(bad.tokens))
+    assert scheduler.schedule(1).rows[0] == (again, 0, tuple(bad.tokens), True, (), None)
+
+
+def test_nobody_is_preempted_for_pages_that_are_about_to_return():
+    scheduler = Scheduler(PagePool(7, 1), 4, 64)
+    for i in range(3):
+        scheduler.add(seq([i + 1], 4, stop_ids=frozenset([EOS])))
+    first, ahead = scheduler.schedule(0), scheduler.schedule(0)
+    assert scheduler.pool.available == 0 and len(ahead.rows) == 3
+    scheduler.commit(first, [[7], [7], [EOS]], 0)
+    short = scheduler.schedule(1)
+    assert not short.rows, "the third has ended, but its pages are in flight"
+    scheduler.commit(ahead, [[7], [7], [7]], 1)
+    assert scheduler.preemptions == 0 and len(scheduler.schedule(2).rows) == 2
+
+
+def test_nobody_is_preempted_in_vain():
+    scheduler, model = Scheduler(PagePool(13, 2), 8, 64), FakeModel(2)
+    scheduler.add(seq([1] * 12, 4))
+    scheduler.add(seq([2] * 4, 4, priority=1))
+    batch = scheduler.schedule(0)
+    scheduler.commit(batch, model.run(batch), 0)
+    assert len(batch.rows) == 2
+    scheduler.add(seq([3] * 20, 4))
+    assert len(scheduler.schedule(1).rows) == 2 and scheduler.preemptions == 0
+
+
+def test_a_decode_row_comes_before_chunks_and_run_ahead_names_the_row_that_feeds_it():
+    scheduler = Scheduler(PagePool(60, 4), 8, 8)
+    a, long = seq([1, 2], 9), seq(list(range(1, 30)), 9)
+    scheduler.add(long)
+    scheduler.add(a)
+    first = scheduler.schedule(0)
+    assert [(r.seq, r.start, len(r.tokens)) for r in first.rows] == [(long, 0, 8)]
+    second = scheduler.schedule(0)
+    assert [(r.seq, r.start, len(r.tokens), r.samples) for r in second.rows] == [(long, 8, 8, False)]
+    with pytest.raises(RuntimeError, match="uncommitted"):
+        scheduler.schedule(0)
+    with pytest.raises(RuntimeError, match="order"):
+        scheduler.commit(second, [[]], 0)
+    scheduler.commit(first, [[]], 0)
+    third = scheduler.schedule(0)
+    scheduler.commit(second, [[]], 0)
+    fourth = scheduler.schedule(0)
+    assert [(r.seq, len(r.tokens), r.samples) for r in fourth.rows] == [(long, 5, True), (a, 2, True)]
+    scheduler.commit(third, [[]], 0)
+    fifth = scheduler.schedule(0)
+    assert [(r.seq, r.start, r.tokens, r.feed) for r in fifth.rows] == [(long, 29, (0,), 0), (a, 2, (0,), 1)]
+
+
+def test_what_needs_its_token_on_the_host_and_what_ends_with_it_are_not_run_ahead():
+    scheduler = Scheduler(PagePool(60, 4), 8, 64)
+    for s in (seq([1], 9, runs_ahead=False), seq([2], 1), seq([3], 2)):
+        scheduler.add(s)
+    first = scheduler.schedule(0)
+    ahead = scheduler.schedule(0)
+    assert [r.seq for r in first.rows][2:] == [r.seq for r in ahead.rows]
+
+
+def test_a_deadline_and_an_abort_in_the_queue_are_told_at_a_commit_of_nothing():
+    scheduler = Scheduler(PagePool(4, 4), 1, 64)
+    late, gone = seq([1], deadline_s=5.0), seq([2])
+    scheduler.add(late)
+    scheduler.add(gone)
+    scheduler.abort(gone)
+    events = scheduler.commit(batch := scheduler.schedule(5.0), [], 5.0)
+    assert not batch.rows and not scheduler.waiting
+    assert sorted((e.seq.tokens[0], e.row, e.finish_reason) for e in events) == [(1, -1, "deadline"), (2, -1, "abort")]
+
+
+def test_a_prefix_hit_leaves_one_token_to_run_and_is_counted():
+    scheduler, model = Scheduler(PagePool(30, 4), 4, 64), FakeModel(4)
+    prompt = list(range(1, 13))
+    for s in (seq(prompt, 1), seq(prompt, 1), seq(prompt, 1, caches=False), seq(prompt, 1, root=b"salt")):
+        scheduler.add(s)
+        drive(scheduler, model, [s])
+    assert model.computed == 12 + 4 + 12 + 12  # of 12 tokens in three full pages, two pages are taken
+    assert (scheduler.prefix_hit_tokens, scheduler.prefix_queried_tokens) == (8, 36)
+
+
+def test_generated_tokens_are_found_too():
+    scheduler, model = Scheduler(PagePool(30, 2), 4, 64), FakeModel(2)
+    scheduler.add(first := seq([1, 2, 3], 8))
+    drive(scheduler, model, [first])
+    scheduler.add(turn := seq(first.tokens + [5], 1))
+    assert drive(scheduler, model, [turn]) == [turn] and turn.hit_tokens == 10
