@@ -1,0 +1,102 @@
+"""Chat templates: finding a model's, and rendering it in a child process that can be killed. Standard library only."""
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gramme.config import ModelError
+from gramme.request import RequestError
+
+CHILD = Path(__file__).with_name("template_child.py")
+RENDER_LIMIT_S = 2.0
+START_LIMIT_S = 20.0
+
+
+class TemplateRenderer:
+    """Starts its child at once, so that it is ready when the model is. Ends with `close` or with this process."""
+
+    def __init__(self, limit_s: float = RENDER_LIMIT_S):
+        self._limit_s, self._warm = limit_s, False
+        self._child = _spawn()
+
+    def render(self, template: str, variables: Mapping[str, Any]) -> str:
+        """Raises RequestError when the template fails or takes longer than the limit."""
+        try:
+            request = json.dumps({"template": template, "variables": variables}).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"messages and tools must be JSON: {error!s:.100}", "messages") from None
+        limit_s = self._limit_s if self._warm else START_LIMIT_S
+        try:
+            answer = self._exchange(request, time.monotonic() + limit_s)
+        except (TimeoutError, OSError) as error:
+            self._replace()
+            slow = isinstance(error, TimeoutError)
+            what = f"took longer than {self._limit_s:g} s" if slow else "ended its process"
+            raise RequestError(f"the chat template {what}", "messages") from None
+        self._warm = True
+        if "error" in answer:
+            raise RequestError(f"the chat template failed: {answer['error']}", "messages")
+        return str(answer["text"])
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe:
+                with suppress(BrokenPipeError):  # what the child did not read is still in the buffer
+                    pipe.close()
+
+    def _replace(self) -> None:
+        self.close()
+        self._child, self._warm = _spawn(), False
+
+    def _exchange(self, request: bytes, end_s: float) -> dict[str, Any]:
+        assert self._child.stdin and self._child.stdout
+        self._child.stdin.write(len(request).to_bytes(4, "big") + request)
+        self._child.stdin.flush()
+        length = int.from_bytes(self._read(4, end_s), "big")
+        answer: dict[str, Any] = json.loads(self._read(length, end_s))
+        return answer
+
+    def _read(self, count: int, end_s: float) -> bytes:
+        assert self._child.stdout
+        out, fd = b"", self._child.stdout.fileno()
+        while len(out) < count:
+            if not select.select([fd], [], [], max(0, end_s - time.monotonic()))[0]:
+                raise TimeoutError
+            part = os.read(fd, count - len(out))
+            if not part:
+                raise BrokenPipeError
+            out += part
+        return out
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-E", str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL)
+
+
+def find_template(directory: Path, override: str | None = None) -> str | None:
+    """The user's file, chat_template.jinja, or tokenizer_config.json's chat_template; None when there is none."""
+    if override is not None or (directory / "chat_template.jinja").is_file():
+        path = Path(override) if override is not None else directory / "chat_template.jinja"
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"chat template {path}: {error}") from None
+    try:
+        found = json.loads((directory / "tokenizer_config.json").read_text("utf-8")).get("chat_template")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"tokenizer_config.json cannot be read: {error!s:.80}") from None
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default", next(iter(named.values()), None))
+    return found if isinstance(found, str) else None

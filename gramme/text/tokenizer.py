@@ -1,0 +1,144 @@
+"""Text to token ids and back: one class over the `tokenizers` library. Knows no template and no model."""
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from gramme.config import ModelError
+
+MAX_FILE_BYTES = 64 << 20
+MAX_VOCAB = 1 << 22  # ids; the largest published vocabularies have 2^18
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Tokenizer:
+    def __init__(self, inner: tokenizers.Tokenizer, bos_id: int | None, eos_id: int | None):
+        self._inner, self.bos_id, self.eos_id = inner, bos_id, eos_id
+        added = inner.get_added_tokens_decoder()
+        self.added = {token.content: i for i, token in added.items()}
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._added_ids = added.keys()
+        self.vocab_size = _vocab_size(inner)  # largest id + 1
+        steps = _decoder_steps(inner)
+        self._alphabet = _byte_alphabet() if any(d.get("type") == "ByteLevel" for d in steps) else None
+        # Whether decoding drops the space that SentencePiece puts before the first word.
+        self.strips_first_space = any(map(_strips, steps))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_plain(self, text: str, first: bool = True) -> list[int]:
+        """The ids of `text` with every control string in it taken as ordinary characters.
+
+        `first`: the text begins the prompt; some tokenizers put their space before its first word only.
+        """
+        twin = self._plain if first else self._plain_later
+        ids: list[int] = twin.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of the ids; bytes that are no character become U+FFFD."""
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        text = b"".join(self.token_bytes(t) for t in ids if t not in skipped).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.strips_first_space else text
+
+    def token_str(self, token: int) -> str:
+        return self._inner.id_to_token(token) or ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds to the text: raw bytes, perhaps part of a character."""
+        piece = self.token_str(token)
+        if token in self._added_ids:
+            return piece.encode()
+        if self._alphabet is not None:
+            codes = [self._alphabet.get(c) for c in piece]
+            return piece.encode() if None in codes else bytes(c for c in codes if c is not None)
+        if byte := BYTE_PIECE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        return piece.replace("▁", " ").encode()
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A twin without added tokens."""
+        raw = json.loads(self._inner.to_str())
+        raw["added_tokens"], raw["post_processor"] = [], None
+        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+
+    @cached_property
+    def _plain_later(self) -> tokenizers.Tokenizer:
+        """The twin for text that does not begin the prompt."""
+        if '"prepend_scheme":"first"' not in self._inner.to_str():
+            return self._plain
+        raw = json.loads(self._plain.to_str())
+        kind = raw["pre_tokenizer"]
+        for step in [kind, *kind.get("pretokenizers", [])]:
+            if step.get("prepend_scheme") == "first":
+                step["prepend_scheme"] = "never"
+        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """From tokenizer.json, with tokenizer_config.json for bos and eos. Raises ModelError naming the file."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} has no tokenizer.json; without one, use --skip-tokenizer-init and token ids")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+        raise ModelError(f"{path} cannot be read: {error!s:.120}") from None
+    names = _config(directory)
+    return Tokenizer(inner, *(_token_id(inner, names.get(key)) for key in ("bos_token", "eos_token")))
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"tokenizer_config.json cannot be read: {error!s:.80}") from None
+    return raw if isinstance(raw, dict) else {}
+
+
+def _token_id(inner: tokenizers.Tokenizer, name: Any) -> int | None:
+    content = name.get("content") if isinstance(name, dict) else name
+    found: int | None = inner.token_to_id(content) if isinstance(content, str) else None
+    return found
+
+
+def _vocab_size(inner: tokenizers.Tokenizer) -> int:
+    ids = inner.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        raise ModelError("the tokenizer's vocabulary is empty")
+    if len(set(ids)) != len(ids):
+        raise ModelError(f"the tokenizer's vocabulary gives {len(ids)} tokens only {len(set(ids))} different ids")
+    if max(ids) >= MAX_VOCAB:
+        raise ModelError(f"the tokenizer's vocabulary has the id {max(ids)}; the most is {MAX_VOCAB - 1}")
+    return max(ids) + 1
+
+
+def _decoder_steps(inner: tokenizers.Tokenizer) -> list[dict[str, Any]]:
+    decoder = json.loads(inner.decoder.__getstate__()) if inner.decoder is not None else {}
+    return [decoder, *decoder.get("decoders", [])]
+
+
+def _strips(step: dict[str, Any]) -> bool:
+    if step.get("type") == "Strip":
+        return step.get("content") == " " and bool(step.get("start"))
+    return step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins: bytes that print stand for themselves, the others for 256, 257, ..."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
