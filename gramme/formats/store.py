@@ -65,7 +65,9 @@ def remove(model: str) -> None:
     """Delete a model from the hub's cache."""
     name = model.partition("@")[0]
     if not _is_hub_id(name) or not (repo := _repository(name)).is_dir():
-        raise ModelError(f"{model} is not in the hub's cache; see `gramme list`")
+        raise ModelError(f"{model:.200} is not in the hub's cache; see `gramme list`")
+    if repo.is_symlink():
+        raise ModelError(f"{repo} is a link to another place; delete it yourself")
     shutil.rmtree(repo)
 
 
