@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from gramme.train.curve import draw  # noqa: E402
+from gramme.train.curve import draw
 
 
 @pytest.mark.parametrize("steps", [1, 40])
