@@ -83,20 +83,31 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """From tokenizer.json, with tokenizer_config.json for bos and eos. Raises ModelError naming the file."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{directory} has no tokenizer.json; without one, use --skip-tokenizer-init and token ids")
+    """From tokenizer.json or tekken.json, with tokenizer_config.json for bos and eos.
+
+    Raises ModelError naming the file.
+    """
+    path = next((p for name in ("tokenizer.json", "tekken.json") if (p := directory / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"{directory} has no tokenizer.json or tekken.json; without one, use --skip-tokenizer-init")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+    inner, names = _read(path), _config(directory)
+    if path.name != "tokenizer.json":
+        names = {"bos_token": "<s>", "eos_token": "</s>"} | names
+    return Tokenizer(inner, *(_token_id(inner, names.get(key)) for key in ("bos_token", "eos_token")))
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
     try:
-        inner = tokenizers.Tokenizer.from_file(str(path))
-    except (KeyboardInterrupt, SystemExit):
+        if path.name == "tekken.json":
+            from gramme.text.tekken import read_tekken
+            return read_tekken(path, {byte: char for char, byte in _byte_alphabet().items()})
+        return tokenizers.Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit, ModelError):
         raise
     except BaseException as error:  # the library raises bare Exception, and its panics are not even that
         raise ModelError(f"{path} cannot be read: {error!s:.120}") from None
-    names = _config(directory)
-    return Tokenizer(inner, *(_token_id(inner, names.get(key)) for key in ("bos_token", "eos_token")))
 
 
 def _config(directory: Path) -> dict[str, Any]:
