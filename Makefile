@@ -1,0 +1,37 @@
+# gramme: `make run` tries the embedded model, `make test` runs every test. Needs Python >= 3.11 and nothing else.
+PYTHON ?= python3
+PIP = -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: run test check clean
+
+run: .venv/ready
+	.venv/bin/gramme run
+
+# The base tier runs where torch is not installed; the torch tier adds the oracles.
+test: .venv-base/ready .venv-torch/ready
+	.venv-base/bin/python -m pytest
+	.venv-torch/bin/python -m pytest -m torch
+
+check: .venv-base/ready
+	.venv-base/bin/ruff check .
+	.venv-base/bin/mypy --strict -p gramme.core -p gramme.plan -p gramme.text -p gramme.formats
+	.venv-base/bin/mypy --strict gramme/config.py gramme/request.py
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) -e .
+	touch $@
+
+.venv-base/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-base
+	.venv-base/bin/python $(PIP) -e . pytest hypothesis ruff mypy
+	touch $@
+
+.venv-torch/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python $(PIP) torch==2.13.0
+	.venv-torch/bin/python $(PIP) -e . pytest hypothesis transformers
+	touch $@
+
+clean:
+	rm -rf .venv .venv-base .venv-torch build dist *.egg-info
