@@ -35,9 +35,9 @@ class Detokenizer:
         return text if self.stopped is not None else text + held
 
     def _release(self, text: str) -> str:
-        found = [(at, -len(s), s) for s in self._stop if (at := text.find(s)) >= 0]
-        if found:
-            at, _, self.stopped = min(found)
+        found = [(at + len(s), at, s) for s in self._stop if (at := text.find(s)) >= 0]
+        if found:  # the first to be complete, so that the answer does not depend on how the ids were cut
+            _, at, self.stopped = min(found)
             self._held = ""
             return text[: at + len(self.stopped)] if self._include_stop else text[:at]
         keep = max((_overlap(text, s) for s in self._stop), default=0)

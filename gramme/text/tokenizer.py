@@ -9,6 +9,8 @@ from typing import Any
 import tokenizers
 
 from gramme.config import ModelError
+from gramme.text.sentencepiece import read_sentencepiece
+from gramme.text.tekken import read_tekken
 
 MAX_FILE_BYTES = 64 << 20
 MAX_VOCAB = 1 << 22  # ids; the largest published vocabularies have 2^18
@@ -83,27 +85,31 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """From tokenizer.json or tekken.json, with tokenizer_config.json for bos and eos.
+    """From tokenizer.json, tekken.json or tokenizer.model*, with tokenizer_config.json for bos and eos.
 
     Raises ModelError naming the file.
     """
-    path = next((p for name in ("tokenizer.json", "tekken.json") if (p := directory / name).is_file()), None)
+    named = (directory / name for name in ("tokenizer.json", "tekken.json"))
+    path = next((p for p in (*named, *sorted(directory.glob("tokenizer.model*"))) if p.is_file()), None)
     if path is None:
-        raise ModelError(f"{directory} has no tokenizer.json or tekken.json; without one, use --skip-tokenizer-init")
+        raise ModelError(f"{directory} has no tokenizer.json, tekken.json or tokenizer.model; "
+                         "without one, use --skip-tokenizer-init and token ids")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-    inner, names = _read(path), _config(directory)
-    if path.name != "tokenizer.json":
-        names = {"bos_token": "<s>", "eos_token": "</s>"} | names
+    inner, names = _read(path)
+    names |= _config(directory)
     return Tokenizer(inner, *(_token_id(inner, names.get(key)) for key in ("bos_token", "eos_token")))
 
 
-def _read(path: Path) -> tokenizers.Tokenizer:
+def _read(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer, and the names that the file itself gives to bos and eos."""
     try:
+        if path.name == "tokenizer.json":
+            return tokenizers.Tokenizer.from_file(str(path)), {}
         if path.name == "tekken.json":
-            from gramme.text.tekken import read_tekken
-            return read_tekken(path, {byte: char for char, byte in _byte_alphabet().items()})
-        return tokenizers.Tokenizer.from_file(str(path))
+            alphabet = {byte: char for char, byte in _byte_alphabet().items()}
+            return read_tekken(path, alphabet), {"bos_token": "<s>", "eos_token": "</s>"}
+        return read_sentencepiece(path)
     except (KeyboardInterrupt, SystemExit, ModelError):
         raise
     except BaseException as error:  # the library raises bare Exception, and its panics are not even that

@@ -39,3 +39,39 @@ def test_broken_tekken(tmp_path, content):
     (tmp_path / "tekken.json").write_text(content)
     with pytest.raises(ModelError, match=r"tekken\.json"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_sentencepiece(tmp_path, name):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(DATA / name))
+    mine = linked(tmp_path, name.replace("mistral_instruct_tokenizer_240323", "tokenizer"), name)
+    assert (mine.vocab_size, mine.bos_id, mine.eos_id) == (theirs.vocab_size(), theirs.bos_id(), theirs.eos_id())
+    for text in MORE:
+        ids = theirs.encode(text, add_bos=True)
+        assert mine.encode(text) == ids
+        assert mine.decode(ids) == theirs.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("options", [{}, {
+    "byte_fallback": True, "add_dummy_prefix": False, "remove_extra_whitespaces": False,
+    "normalization_rule_name": "identity"}])
+def test_trained_sentencepiece(tmp_path, kind, options):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    options = {"vocab_size": 330 if options else 90, "hard_vocab_limit": False, "minloglevel": 2, **options}
+    with open(tmp_path / "tokenizer.model", "wb") as out:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT * 4), model_writer=out, model_type=kind, **options)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    mine = load_tokenizer(tmp_path)
+    for text in MORE:
+        assert mine.encode(text) == theirs.encode(text, add_bos=True), text
+
+
+def test_broken_sentencepiece(tmp_path):
+    good = (DATA / "tokenizer.model.v1").read_bytes()[:3000]
+    for content in (b"", b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x7f", b"\x0b", good[:1999], b"\x12\x02\x18\x07" + good):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(ModelError, match=r"tokenizer\.model"):
+            load_tokenizer(tmp_path)
