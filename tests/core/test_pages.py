@@ -40,12 +40,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.holders, self.contents = [], {}
 
     def teardown(self):
-        for holder in getattr(self, "holders", []):
+        if not hasattr(self, "pool"):
+            return
+        self.patch.stop()
+        for holder in self.holders:
             self.pool.release(holder.pages)
-        if hasattr(self, "pool"):
-            self.pool.check_integrity()
-            assert self.pool.available == self.pool.size, "pages leaked"
-            self.patch.stop()
+        self.pool.check_integrity()
+        assert self.pool.available == self.pool.size, "pages leaked"
 
     def held(self):
         return Counter(p for holder in self.holders for p in holder.pages)
