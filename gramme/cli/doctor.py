@@ -14,7 +14,8 @@ from gramme.plan.planner import gb
 def main(args: argparse.Namespace) -> None:
     machine = this_machine()
     facts = {
-        "gramme": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+        "gramme": __version__, "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cores": machine.cores, "free_memory": gb(machine.free_bytes),
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
         "backends": {name: _try(name) for name in ("reference", "eager")},

@@ -30,7 +30,8 @@ def add_flags(parser: argparse.ArgumentParser, record: type = EngineConfig) -> N
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             choices = f.metadata["choices"] or None
-            parser.add_argument(flag, type=kind, choices=choices, default=None, help=text, metavar=None if choices else kind.__name__.upper())
+            metavar = None if choices else kind.__name__.upper()
+            parser.add_argument(flag, type=kind, choices=choices, default=None, help=text, metavar=metavar)
 
 
 def settle(args: argparse.Namespace, record: type = EngineConfig, **fixed: Any) -> Any:

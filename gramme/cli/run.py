@@ -43,11 +43,10 @@ def _answer(llm: LLM, text: str, args: argparse.Namespace, announce: bool) -> No
         prompt = {"prompt_token_ids": llm.chat_ids([{"role": "user", "content": text}])}
     if announce:
         print(f"> {text}", flush=True)
-    output = None
-    for _, delta, output in llm.stream(prompt, params):
+    for _, delta, so_far in llm.stream(prompt, params):
+        output = so_far
         if not args.json:
             print(delta, end="", flush=True)
-    assert output is not None
     if args.json:
         print(json.dumps(_record(output, began), ensure_ascii=False))
     else:

@@ -104,7 +104,8 @@ def test_samples_of_one_prompt_as_separate_requests_share_its_pages(make):
 
 
 def test_decoding_says_what_prefilling_says(make):
-    request = Request(id="a", prompt_token_ids=prompts(1)[0], params=SamplingParams(temperature=0, max_tokens=30, logprobs=0))
+    params = SamplingParams(temperature=0, max_tokens=30, logprobs=0)
+    request = Request(id="a", prompt_token_ids=prompts(1)[0], params=params)
     engine = make()
     engine.add(request)
     tokens, decoded = [], []
