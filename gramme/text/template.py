@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,7 +23,7 @@ class TemplateRenderer:
     """Starts its child at once, so that it is ready when the model is. Ends with `close` or with this process."""
 
     def __init__(self, limit_s: float = RENDER_LIMIT_S):
-        self._limit_s, self._warm = limit_s, False
+        self._limit_s, self._ready, self._lock = limit_s, False, threading.Lock()
         self._child = _spawn()
 
     def render(self, template: str, variables: Mapping[str, Any]) -> str:
@@ -31,18 +32,23 @@ class TemplateRenderer:
             request = json.dumps({"template": template, "variables": variables}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"messages and tools must be JSON: {error!s:.100}", "messages") from None
-        limit_s = self._limit_s if self._warm else START_LIMIT_S
+        with self._lock:
+            answer = self._answer(request)
+        if "error" in answer:
+            raise RequestError(f"the chat template failed: {answer['error']}", "messages")
+        return str(answer["text"])
+
+    def _answer(self, request: bytes) -> dict[str, Any]:
         try:
-            answer = self._exchange(request, time.monotonic() + limit_s)
-        except (TimeoutError, OSError) as error:
+            if not self._ready:
+                self._receive(time.monotonic() + START_LIMIT_S)
+                self._ready = True
+            return self._exchange(request, time.monotonic() + self._limit_s)
+        except OSError as error:  # TimeoutError is one
             self._replace()
             slow = isinstance(error, TimeoutError)
             what = f"took longer than {self._limit_s:g} s" if slow else "ended its process"
             raise RequestError(f"the chat template {what}", "messages") from None
-        self._warm = True
-        if "error" in answer:
-            raise RequestError(f"the chat template failed: {answer['error']}", "messages")
-        return str(answer["text"])
 
     def close(self) -> None:
         self._child.kill()
@@ -54,12 +60,15 @@ class TemplateRenderer:
 
     def _replace(self) -> None:
         self.close()
-        self._child, self._warm = _spawn(), False
+        self._child, self._ready = _spawn(), False
 
     def _exchange(self, request: bytes, end_s: float) -> dict[str, Any]:
-        assert self._child.stdin and self._child.stdout
+        assert self._child.stdin
         self._child.stdin.write(len(request).to_bytes(4, "big") + request)
         self._child.stdin.flush()
+        return self._receive(end_s)
+
+    def _receive(self, end_s: float) -> dict[str, Any]:
         length = int.from_bytes(self._read(4, end_s), "big")
         answer: dict[str, Any] = json.loads(self._read(length, end_s))
         return answer

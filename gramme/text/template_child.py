@@ -3,7 +3,8 @@
 A template comes from a model's files and is not trusted: it may loop for ever or build a huge string. Memory is limited
 here; time is limited by the parent, which kills this process. Run as a file, so that nothing else is imported.
 
-Messages both ways: 4 bytes of length, big-endian, and JSON. In: {template, variables}. Out: {text} or {error}.
+Messages both ways: 4 bytes of length, big-endian, and JSON.
+In: {template, variables}. Out: {} when ready, then {text} or {error}.
 """
 import json
 import re
@@ -62,17 +63,22 @@ def render(env: Any, compiled: dict[str, Any], request: dict[str, Any]) -> dict[
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
+def send(stdout: Any, answer: dict[str, str]) -> None:
+    data = json.dumps(answer).encode()
+    stdout.write(len(data).to_bytes(4, "big") + data)
+    stdout.flush()
+
+
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     compiled: dict[str, Any] = {}
     env, stdin, stdout = environment(), sys.stdin.buffer, sys.stdout.buffer
+    send(stdout, {})
     while len(head := stdin.read(4)) == 4:
         used = resource.getrusage(resource.RUSAGE_SELF)
         resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + CPU_S, hard))
-        answer = json.dumps(render(env, compiled, json.loads(stdin.read(int.from_bytes(head, "big"))))).encode()
-        stdout.write(len(answer).to_bytes(4, "big") + answer)
-        stdout.flush()
+        send(stdout, render(env, compiled, json.loads(stdin.read(int.from_bytes(head, "big")))))
 
 
 if __name__ == "__main__":

@@ -44,11 +44,10 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% en
 def test_bombs_end(bomb):
     renderer = TemplateRenderer(limit_s=0.3)
     try:
-        assert renderer.render(OK, HELLO)
         start = time.monotonic()
         with pytest.raises(RequestError, match="longer"):
             renderer.render(bomb, HELLO)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 10  # the child's start included
         assert renderer.render(OK, HELLO) == "hé <&> 🙂"
     finally:
         renderer.close()
