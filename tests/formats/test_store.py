@@ -40,7 +40,7 @@ def test_names_resolve_to_snapshots(cache):
 
 
 @pytest.mark.parametrize("name", [
-    "../org", "org/..", "org/../x", "/etc/nothing", "a/b/c", "org/name/", "", "org", ".org/name", "org/na me",
+    "../org", "org/..", "org/a..b", "org/../x", "/etc/nothing", "a/b/c", "org/name/", "", "org", ".org/x", "org/na me",
     "org/name\0", "org/" + "n" * 5000, "org/name\n", "org\\..\\x/name"])
 def test_what_is_no_name_is_refused(cache, name):
     with pytest.raises(ModelError, match="not a hub id") as caught:

@@ -1,5 +1,4 @@
 """config.json of each family becomes the right ModelConfig; a wrong field is named with its value, in one line."""
-# ruff: noqa: C408  keywords read as the configs do
 import json
 
 import numpy as np
