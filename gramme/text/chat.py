@@ -15,8 +15,8 @@ MAX_MESSAGES = 4096
 
 
 class Chat:
-    def __init__(self, template: str | None, renderer: TemplateRenderer | None):
-        self.template, self._renderer = template, renderer
+    def __init__(self, template: str | None, renderer: TemplateRenderer | None, tool_template: str | None = None):
+        self.template, self._renderer, self._tool_template = template, renderer, tool_template or template
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *,
                tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
@@ -25,7 +25,8 @@ class Chat:
 
         `continue_final_message` leaves the last message open: the prompt ends with its content.
         """
-        if self.template is None or self._renderer is None:
+        template = self._tool_template if tools else self.template
+        if template is None or self._renderer is None:
             raise RequestError("the model has no chat template; give one with --chat-template", "messages")
         checked = [_message(m, i) for i, m in enumerate(_listed(messages))]
         control = re.compile("|".join(map(re.escape, sorted(tokenizer.added, key=len, reverse=True))) or r"(?!)")
@@ -39,7 +40,7 @@ class Chat:
         special = {name: tokenizer.token_str(i) for name, i in
                    (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)) if i is not None}
         text = self._renderer.render(
-            self.template, special | marked | {"add_generation_prompt": add_generation_prompt})
+            template, special | marked | {"add_generation_prompt": add_generation_prompt})
         if continue_final_message:
             text = _cut(text)
         if not text.isprintable() and SURROGATE.search(text):
@@ -56,7 +57,8 @@ class Chat:
 def open_chat(directory: Path, override: str | None = None) -> Chat:
     """The model's template, and a process that renders it, started now."""
     template = find_template(directory, override)
-    return Chat(template, TemplateRenderer() if template is not None else None)
+    tool_template = find_template(directory, override, "tool_use")
+    return Chat(template, TemplateRenderer() if template is not None else None, tool_template)
 
 
 def _listed(messages: Any) -> Sequence[Any]:

@@ -91,21 +91,37 @@ def _spawn() -> subprocess.Popen[bytes]:
                             stderr=subprocess.DEVNULL)
 
 
-def find_template(directory: Path, override: str | None = None) -> str | None:
-    """The user's file, chat_template.jinja, or tokenizer_config.json's chat_template; None when there is none."""
-    if override is not None or (directory / "chat_template.jinja").is_file():
-        path = Path(override) if override is not None else directory / "chat_template.jinja"
-        try:
-            return path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"chat template {path}: {error}") from None
+def find_template(directory: Path, override: str | None = None, name: str = "default") -> str | None:
+    """The user's file, chat_template.jinja, or tokenizer_config.json's chat_template; None when there is none.
+
+    `name` may be that of another template, such as "tool_use": additional_chat_templates/NAME.jinja, or the one of that
+    name in tokenizer_config.json. Raises ModelError naming the file that cannot be read.
+    """
+    if override is not None:
+        return _read_template(Path(override))
+    path = directory / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+    if path.is_file():
+        return _read_template(path)
+    path = directory / "tokenizer_config.json"
     try:
-        found = json.loads((directory / "tokenizer_config.json").read_text("utf-8")).get("chat_template")
+        found = json.loads(path.read_text("utf-8")).get("chat_template")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"tokenizer_config.json cannot be read: {error!s:.80}") from None
-    if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default", next(iter(named.values()), None))
-    return found if isinstance(found, str) else None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error!s:.80}") from None
+    named = {"default": found} if isinstance(found, str) else _named(found)
+    return named.get(name)
+
+
+def _named(listed: Any) -> dict[str, str]:
+    """tokenizer_config.json's list of {name, template}; the first is the default where none has that name."""
+    entries = [t for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
+    named = {str(t.get("name")): t["template"] for t in entries if isinstance(t.get("template"), str)}
+    return {"default": next(iter(named.values()))} | named if named else {}
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"chat template {path}: {error}") from None

@@ -68,3 +68,9 @@ def test_bad_messages(tokenizer, chat, messages):
 def test_no_template(tokenizer):
     with pytest.raises(RequestError, match="chat template"):
         Chat(None, None).encode(tokenizer, USER)
+
+
+def test_a_template_of_its_own_for_tools(tokenizer, renderer):
+    chat = Chat("none", renderer, "some {{ tools[0].name }}")
+    assert tokenizer.decode(chat.encode(tokenizer, USER)) == "none"
+    assert tokenizer.decode(chat.encode(tokenizer, USER, tools=[{"name": "f"}])) == "some f"

@@ -72,9 +72,20 @@ def test_lookup(tmp_path):
     assert find_template(tmp_path) == "a"
     config.write_text('{"chat_template": [{"name": "x", "template": "b"}, {"name": "default", "template": "c"}]}')
     assert find_template(tmp_path) == "c"
+    assert find_template(tmp_path, name="x") == "b" and find_template(tmp_path, name="tool_use") is None
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("t")
+    assert find_template(tmp_path, name="tool_use") == "t" and find_template(tmp_path) == "c"
     (tmp_path / "chat_template.jinja").write_text("d")
     assert find_template(tmp_path) == "d"
     (tmp_path / "mine").write_text("e")
     assert find_template(tmp_path, str(tmp_path / "mine")) == "e"
     with pytest.raises(ModelError, match="absent"):
         find_template(tmp_path, str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\"x\"", "[" * 100_000])
+def test_broken_config(tmp_path, content):
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ModelError, match="tokenizer_config"):
+        find_template(tmp_path)
