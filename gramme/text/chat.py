@@ -34,7 +34,7 @@ class Chat:
             add_generation_prompt = False
             checked[-1]["content"] = (checked[-1]["content"] or "") + END
         try:
-            marked = _mark(variables | {"messages": checked, "tools": list(tools) if tools else None}, control)
+            marked = _mark(variables | {"messages": checked, "tools": _tools(tools)}, control)
         except RecursionError:
             raise RequestError("messages or tools are nested too deeply", "messages") from None
         special = {name: tokenizer.token_str(i) for name, i in
@@ -65,6 +65,14 @@ def _listed(messages: Any) -> Sequence[Any]:
     if not isinstance(messages, list | tuple) or not 0 < len(messages) <= MAX_MESSAGES:
         raise RequestError(f"messages must be a list of 1 to {MAX_MESSAGES} messages", "messages")
     return messages
+
+
+def _tools(tools: Any) -> list[Any] | None:
+    if tools is None:
+        return None
+    if not isinstance(tools, list | tuple) or not all(isinstance(t, Mapping) for t in tools):
+        raise RequestError("tools must be a list of objects", "tools")
+    return list(tools) or None
 
 
 def _message(m: Any, i: int) -> dict[str, Any]:

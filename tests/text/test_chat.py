@@ -74,3 +74,9 @@ def test_a_template_of_its_own_for_tools(tokenizer, renderer):
     chat = Chat("none", renderer, "some {{ tools[0].name }}")
     assert tokenizer.decode(chat.encode(tokenizer, USER)) == "none"
     assert tokenizer.decode(chat.encode(tokenizer, USER, tools=[{"name": "f"}])) == "some f"
+
+
+@pytest.mark.parametrize("tools", [3, "x", {"name": "f"}, ["f"]])
+def test_bad_tools(tokenizer, chat, tools):
+    with pytest.raises(RequestError, match="tools"):
+        chat.encode(tokenizer, USER, tools=tools)
