@@ -95,7 +95,7 @@ class Trial:
         while todo or flying or self.scheduler.waiting or self.scheduler.running or len(self.reasons) < len(self.seqs):
             while todo and self.r.random() < 0.5:
                 self.scheduler.add(todo.pop(0))
-            if self.r.random() < 0.02:
+            if now < 40 and self.r.random() < 0.02:  # not for ever: an abort would end what is stuck
                 victim = self.r.choice(self.seqs)
                 if victim not in todo:
                     self.scheduler.abort(victim)
@@ -106,7 +106,7 @@ class Trial:
             while len(flying) > (self.ahead and self.r.random() < 0.8):
                 self._commit(*flying.pop(0), now)
             now += 1
-            assert now < 5000, "no progress"
+            assert now < 3000, "no progress"
         self.check_result()
 
     def _check(self, batch):
@@ -210,6 +210,14 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one():
     scheduler.commit(batch, model.run(batch), 0)
     scheduler.add(high := seq([7, 8, 9], 4))
     assert drive(scheduler, model, [low, high]) == [high, low]
+
+
+def test_the_queue_is_served_by_priority_then_arrival():
+    scheduler, model = Scheduler(PagePool(30, 2), 1, 64), FakeModel(2)
+    queue = [seq([i + 1, i + 2], 2, priority=p) for i, p in enumerate([1, 0, 1, -1, 0])]
+    for s in queue:
+        scheduler.add(s)
+    assert drive(scheduler, model, queue) == [queue[i] for i in (3, 1, 4, 0, 2)]
 
 
 @pytest.mark.parametrize("steps", range(6))
