@@ -1,0 +1,58 @@
+"""What the HTTP process and the engine process say to each other: length-prefixed msgpack. Knows no HTTP."""
+import msgspec
+
+from gramme.config import EngineConfig, GenerationDefaults, ModelConfig, Plan
+from gramme.request import EngineStats, Request, Update
+
+MAX_MESSAGE_BYTES = 1 << 30
+
+
+class Start(msgspec.Struct, tag=True):
+    config: EngineConfig
+
+
+class Submit(msgspec.Struct, tag=True):
+    request: Request
+
+
+class Abort(msgspec.Struct, tag=True):
+    id: str
+
+
+class Finish(msgspec.Struct, tag=True):
+    """A stop string ended one sample."""
+
+    id: str
+    index: int
+
+
+class Ready(msgspec.Struct, tag=True):
+    model: ModelConfig
+    plan: Plan
+    defaults: GenerationDefaults
+
+
+class Refused(msgspec.Struct, tag=True):
+    id: str
+    message: str
+    param: str | None
+
+
+class Updates(msgspec.Struct, tag=True):
+    updates: list[Update]
+    stats: EngineStats
+
+
+class Failed(msgspec.Struct, tag=True):
+    message: str
+
+
+ToEngine = Start | Submit | Abort | Finish
+FromEngine = Ready | Refused | Updates | Failed
+to_engine = msgspec.msgpack.Decoder(ToEngine)
+from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def pack(message: ToEngine | FromEngine) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(4, "little") + body

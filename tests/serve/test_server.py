@@ -1,0 +1,114 @@
+"""Laws of the server, with the real client, the real app and the real engine in its own process."""
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx2")
+
+BAD = [
+    (b"{", 400, None), (b"[]", 400, None), (b'{"prompt":"a","prompt":"b"}', 400, None),
+    (b'{"prompt":"a","temperature":NaN}', 400, None), (b'{"prompt":"a","temperature":1e999}', 400, "temperature"),
+    (b'{"prompt":"a","temperature":"x"}', 400, "temperature"), (b'{"prompt":""}', None, None),
+    (b'{"prompt":[]}', 400, "prompt"), (b'{"prompt":[-1]}', 400, "prompt"), (b'{"prompt":[1,"a"]}', 400, "prompt"),
+    (b'{"prompt":[true]}', 400, "prompt"), (b'{"prompt":"a","n":0}', 400, "n"),
+    (b'{"prompt":"a","suffix":"z"}', 400, "suffix"), (b'{"prompt":"a","best_of":3}', 400, "best_of"),
+    (b'{"prompt":"a","guided_json":"{}"}', 400, "guided_json"), (b'{"prompt":"a","model":"no"}', 404, "model"),
+    (b'{"prompt":"a","logit_bias":{"x":1}}', 400, "logit_bias"), (b'{"prompt":"\\ud800"}', 400, "prompt"),
+    (b'{"prompt":' + b"[" * 50_000, 400, None), (b'{"prompt":"a","seed":' + b"9" * 5000 + b"}", 400, None),
+    (b'{"prompt":[' + b",".join([b"1"] * 3000) + b"]}", 400, "prompt"), (b" " * (9 << 20), 413, None),
+]
+
+
+@pytest.fixture(scope="module")
+def base():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "gramme", "serve", "dummy:tiny", "--port", str(port), "--max-model-len", "256"]
+    process = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                if httpx.get(url + "/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def client(base):
+    with openai.OpenAI(base_url=base + "/v1", api_key="-", max_retries=0) as c:
+        yield c
+
+
+def complete(client, **more):
+    return client.completions.create(model="dummy:tiny", prompt=[3, 4, 5], max_tokens=8, temperature=0, **more)
+
+
+def test_streaming_brings_the_same_text_and_usage(client):
+    whole = complete(client, extra_body={"ignore_eos": True})
+    chunks = list(complete(client, stream=True, stream_options={"include_usage": True},
+                           extra_body={"ignore_eos": True}))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 8
+
+
+def test_echo_scores_the_prompt_and_one_token(client):
+    reply = client.completions.create(model="dummy:tiny", prompt=[[3, 4, 5], [6, 7]], max_tokens=1, logprobs=1,
+                                      echo=True, temperature=0, seed=1234)
+    assert [c.index for c in reply.choices] == [0, 1]
+    for choice, size in zip(reply.choices, (4, 3)):
+        scores = choice.logprobs
+        assert len(scores.token_logprobs) == len(scores.top_logprobs) == size
+        assert scores.token_logprobs[0] is None
+        assert scores.token_logprobs[-1] == max(scores.top_logprobs[-1].values())
+
+
+def test_embeddings_in_both_forms(client):
+    a, b = (client.embeddings.create(model="dummy:tiny", input=[[3, 4, 5], [6]], encoding_format=f).data
+            for f in ("float", "base64"))
+    assert len(a) == 2
+    assert a[0].embedding == pytest.approx(list(_floats(b[0].embedding)))
+
+
+def _floats(text):
+    import base64
+    import struct
+    raw = base64.b64decode(text)
+    return struct.unpack(f"<{len(raw) // 4}f", raw)
+
+
+@pytest.mark.parametrize("body, status, param", BAD)
+def test_bad_input_is_answered_and_the_server_goes_on(base, client, body, status, param):
+    reply = httpx.post(base + "/v1/completions", content=body, headers={"content-type": "application/json"})
+    if status is not None:
+        assert reply.status_code == status, reply.text
+        error = json.loads(reply.text)["error"]
+        assert set(error) == {"message", "type", "param", "code"} and (param is None or error["param"] == param)
+    assert complete(client).choices
+
+
+def test_a_client_that_leaves_frees_its_pages(base):
+    body = {"prompt": [3, 4], "max_tokens": 250, "ignore_eos": True, "n": 4}
+    for more in ({}, {"stream": True}):
+        with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=httpx.Timeout(5, read=0.005)) as c:
+            c.post(base + "/v1/completions", json=body | more).read()
+    for _ in range(50):
+        lines = httpx.get(base + "/metrics").text.splitlines()
+        running = next(x for x in lines if x.startswith("gramme:num_requests_running"))
+        if running.endswith(" 0.0"):
+            return
+        time.sleep(0.1)
+    raise AssertionError(running)
