@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -112,3 +113,49 @@ def test_a_client_that_leaves_frees_its_pages(base):
             return
         time.sleep(0.1)
     raise AssertionError(running)
+
+
+def test_many_streams_bring_what_each_brings_alone(client):
+    def text(i):
+        chunks = client.completions.create(
+            model="dummy:tiny", prompt=list(range(3, 4 + 5 * i)), max_tokens=12, stream=True, seed=i,
+            temperature=float(i % 2), extra_body={"ignore_eos": True})
+        return "".join(c.choices[0].text for c in chunks)
+
+    alone = [text(i) for i in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(text, range(32))) == alone
+
+
+def test_a_stop_string_ends_text_and_stream_alike(client):
+    free = complete(client, extra_body={"ignore_eos": True}).choices[0].text
+    stop = free[len(free) // 2 :][:2]
+    whole = complete(client, stop=[stop], extra_body={"ignore_eos": True}).choices[0]
+    chunks = complete(client, stop=[stop], stream=True, extra_body={"ignore_eos": True})
+    assert whole.text == free[: free.index(stop)] and whole.finish_reason == "stop" and whole.stop_reason == stop
+    assert "".join(c.choices[0].text for c in chunks) == whole.text
+
+
+def test_chat_streams_the_role_first_and_the_same_text(client):
+    ask = {"model": "dummy:tiny", "messages": [{"role": "user", "content": "bonjour"}], "max_tokens": 8,
+           "temperature": 0}
+    whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
+
+
+def test_tokens_go_there_and_back(base):
+    ids = httpx.post(base + "/tokenize", json={"prompt": "héllo", "add_special_tokens": False}).json()
+    assert ids["count"] == len(ids["tokens"]) == len(ids["token_strs"])
+    assert httpx.post(base + "/detokenize", json={"tokens": ids["tokens"]}).json() == {"prompt": "héllo"}
+    assert "eos_token" in httpx.get(base + "/tokenizer_info").json()
+
+
+def test_the_one_model_is_listed_and_unknown_fields_are_named(base, client):
+    assert [m.id for m in client.models.list()] == ["dummy:tiny"] and client.models.retrieve("dummy:tiny").id
+    reply = httpx.post(base + "/v1/completions", json={"prompt": [3], "max_tokens": 1, "colour": "red"})
+    assert "colour" in reply.headers["warnings"]
+    assert httpx.post(base + "/v1/completions", content=b"a=1").status_code == 415
+    assert set(httpx.get(base + "/nowhere").json()["error"]) == {"message", "type", "param", "code"}
