@@ -1,13 +1,12 @@
 """OpenAI's request bodies, checked and mapped to SamplingParams. Knows no engine and no HTTP."""
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from gramme.request import RequestError, SamplingParams
+from gramme.request import MAX_COUNT, MAX_SALT_CHARS, RequestError, SamplingParams
 
-UNSUPPORTED = ("tools", "functions", "suffix", "audio", "prediction", "structured_outputs", "guided_json",
-               "guided_regex", "guided_choice", "guided_grammar", "use_beam_search")
+UNSUPPORTED = ("tools", "functions", "suffix", "audio", "prediction", "structured_outputs", "use_beam_search")
 
 
 class StreamOptions(msgspec.Struct):
@@ -39,8 +38,8 @@ class Sampled(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
-    priority: int = 0
-    cache_salt: str = ""
+    priority: Annotated[int, msgspec.Meta(ge=-MAX_COUNT, le=MAX_COUNT)] = 0
+    cache_salt: Annotated[str, msgspec.Meta(max_length=MAX_SALT_CHARS)] = ""
     best_of: int | None = None
     response_format: dict[str, Any] | None = None
     user: str | None = None
@@ -94,19 +93,21 @@ class Detokenize(msgspec.Struct, kw_only=True):
 def parse(body: bytes, kind: type) -> tuple[Any, list[str]]:
     """The record and the names of unknown fields. Raises RequestError for anything that is not as it should be."""
     try:
-        raw = json.loads(body, object_pairs_hook=_unique, parse_constant=_not_finite)
+        raw = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_not_finite)
+        if b"\\u" in body:  # escapes may spell half a surrogate pair, which no message can carry
+            json.dumps(raw, ensure_ascii=False).encode()
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(raw, dict):
         raise RequestError("the body must be a JSON object")
-    for name in UNSUPPORTED:
-        if raw.get(name):
+    for name in raw:
+        if raw[name] and (name in UNSUPPORTED or name.startswith("guided_")):
             raise RequestError(f"{name} is not supported", name)
     try:
         record = msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
         field = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0].partition(".")[0]
         raise RequestError(str(error), field or None) from None
     if isinstance(record, Sampled):

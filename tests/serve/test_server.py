@@ -19,8 +19,11 @@ BAD = [
     (b'{"prompt":[true]}', 400, "prompt"), (b'{"prompt":"a","n":0}', 400, "n"),
     (b'{"prompt":"a","suffix":"z"}', 400, "suffix"), (b'{"prompt":"a","best_of":3}', 400, "best_of"),
     (b'{"prompt":"a","guided_json":"{}"}', 400, "guided_json"), (b'{"prompt":"a","model":"no"}', 404, "model"),
-    (b'{"prompt":"a","logit_bias":{"x":1}}', 400, "logit_bias"), (b'{"prompt":"\\ud800"}', 400, "prompt"),
+    (b'{"prompt":"a","logit_bias":{"x":1}}', 400, "logit_bias"), (b'{"prompt":"\\ud800"}', 400, None),
     (b'{"prompt":' + b"[" * 50_000, 400, None), (b'{"prompt":"a","seed":' + b"9" * 5000 + b"}", 400, None),
+    (b'{"prompt":"a","priority":' + b"9" * 30 + b"}", 400, "priority"), (b'{"prompt":"a","stop":"\\ud800"}', 400, None),
+    (b'{"prompt":"a","top_p":' + b"9" * 400 + b"}", 400, None), (b'{"prompt":"a\xff"}', 400, None),
+    (b'{"prompt":"a","cache_salt":"' + b"x" * 300 + b'"}', 400, "cache_salt"),
     (b'{"prompt":[' + b",".join([b"1"] * 3000) + b"]}", 400, "prompt"), (b" " * (9 << 20), 413, None),
 ]
 
