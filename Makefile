@@ -24,7 +24,7 @@ check: .venv-base/ready
 
 .venv-base/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-base
-	.venv-base/bin/python $(PIP) -e . pytest hypothesis ruff mypy
+	.venv-base/bin/python $(PIP) -e . pytest hypothesis openai ruff mypy
 	touch $@
 
 .venv-torch/ready: pyproject.toml constraints.txt
