@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1, "int32": 4}
 
+INTEGER_BITS = {"int4": 4, "int8": 8}  # stored as codes with one scale for each group, see `matrix_bytes`
+INTEGER_GROUP = 32
+ROW_TILE = 16  # integer matrices are laid out in blocks of so many rows
+
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
 
@@ -17,6 +21,15 @@ class ModelError(ValueError):
 
 class ConfigError(ValueError):
     """What the user asked for cannot be done. The message says what could."""
+
+
+def matrix_bytes(rows: int, columns: int, dtype: str, group: int = INTEGER_GROUP, offsets: bool = False) -> int:
+    """Bytes of a matrix as it lies in memory. Integer forms: codes, a float16 scale for each group of a row and, unless
+    the zero point is the middle one, a float16 zero point; rows are padded to ROW_TILE, columns to whole groups."""
+    if dtype not in INTEGER_BITS:
+        return rows * columns * DTYPE_BYTES[dtype]
+    groups = -(-columns // group) * -(-rows // ROW_TILE) * ROW_TILE
+    return groups * (group * INTEGER_BITS[dtype] // 8 + (4 if offsets else 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +90,19 @@ class ModelConfig:
         layer += 2 * self.head_dim * self.qk_norm
         return self.layers * layer + self.vocab_size * self.width * (1 if self.tied_embeddings else 2) + self.width
 
+    def matrices(self) -> list[tuple[int, int, int]]:
+        """(rows, columns, how many) of every matrix as it is multiplied: q, k, v are one, gate and up are one."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return [
+            (self.vocab_size, self.width, 1 if self.tied_embeddings else 2), (q + 2 * kv, self.width, self.layers),
+            (self.width, q, self.layers), (2 * self.ff_width, self.width, self.layers),
+            (self.width, self.ff_width, self.layers),
+        ]
+
     def weight_bytes(self, dtype: str) -> int:
-        """Bytes of all parameters stored as `dtype`; norm gains are float32."""
-        gains = self.layers * (2 * self.width + 2 * self.head_dim * self.qk_norm) + self.width
-        return (self.parameters - gains) * DTYPE_BYTES[dtype] + gains * 4
+        """Bytes of all parameters with the matrices stored as `dtype`; norm gains and biases are float32."""
+        vectors = self.parameters - sum(rows * columns * count for rows, columns, count in self.matrices())
+        return 4 * vectors + sum(matrix_bytes(rows, columns, dtype) * n for rows, columns, n in self.matrices())
 
     def kv_token_bytes(self, dtype: str) -> int:
         """Bytes of keys and values that one token holds in all layers; int8 carries one float16 scale a head."""
@@ -114,7 +136,8 @@ class EngineConfig:
     tokenizer: str | None = option(None, "path or hub id of the tokenizer, when it is not beside the model")
     skip_tokenizer_init: bool = option(False, "no tokenizer: prompts are token ids")
     backend: str = option("auto", "which kernels run the model", ("auto", "reference", "cpu", "eager", "cuda"))
-    dtype: str = option("auto", "storage of unquantised weights", ("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option("auto", "storage of unquantised weights; integers: rounded to the nearest",
+                        ("auto", "float32", "bfloat16", "float16", "int8", "int4"))
     kv_cache_dtype: str = option("auto", "storage of keys and values", ("auto", "float32", "bfloat16", "float16"))
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens")
     max_num_seqs: int = option(64, "sequences in one step")

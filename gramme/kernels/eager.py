@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gramme.formats.grouped import Grouped
 from gramme.kernels import reference
 from gramme.kernels.ops import KV, Edits, Sampled, Sampling, Step
 
 
-def take(packed: Tensor, ids: Tensor) -> Tensor:
+def take(packed: Tensor | Grouped, ids: Tensor) -> Tensor:
+    if isinstance(packed, Grouped):
+        return _widen(Grouped(*(a[ids.long()] for a in packed[:3]), packed.bits))
     return F.embedding(ids, packed)
 
 
@@ -33,8 +36,18 @@ def quantise(x: Tensor, act: str) -> Tensor:
     return x
 
 
-def gate_up(x: Tensor, packed: Tensor, bias: Tensor | None, act: str) -> Tensor:
-    gate, up = F.linear(x, packed, bias).chunk(2, -1)
+def matmul(x: Tensor, packed: Tensor | Grouped, bias: Tensor | None) -> Tensor:
+    return F.linear(x, _widen(packed).to(x.dtype) if isinstance(packed, Grouped) else packed, bias)
+
+
+def _widen(w: Grouped) -> Tensor:
+    """(N, K) float32. `Grouped` holds tensors here."""
+    spread = lambda a: a.repeat_interleave(w.group, 1)
+    return spread(w.scales) * w.codes - spread(w.offsets)
+
+
+def gate_up(x: Tensor, packed: Tensor | Grouped, bias: Tensor | None, act: str) -> Tensor:
+    gate, up = matmul(x, packed, bias).chunk(2, -1)
     return quantise(F.silu(gate) * up, act)
 
 
@@ -90,7 +103,7 @@ def sample(logits: Tensor, s: Sampling) -> Sampled:
 
 
 EAGER = replace(
-    reference.REFERENCE, take=take, add_norm=add_norm, head_norm=head_norm, quantise=quantise, matmul=F.linear,
+    reference.REFERENCE, take=take, add_norm=add_norm, head_norm=head_norm, quantise=quantise, matmul=matmul,
     gate_up=gate_up, rope=rope, attend=attend, sample=sample,
 )
 
@@ -115,6 +128,10 @@ class TorchDevice:
         else:
             tensor = torch.from_numpy(host.copy())
         return tensor.to(self.name) if into is None else into.copy_(tensor)
+
+    def pack(self, w: Any) -> Any:
+        """Integer weights stay integers, a code a byte."""
+        return Grouped(*map(self.put, w[:3]), w.bits) if isinstance(w, Grouped) else self.put(w)
 
     def get(self, a: Any) -> Any:
         return a.detach().float().cpu().numpy() if isinstance(a, Tensor) and a.is_floating_point() else np.asarray(a)

@@ -35,6 +35,18 @@ class KV(NamedTuple):
     v_scale: Array | None = None
 
 
+class Quantised(NamedTuple):
+    """Activations as integers: x[t, k] is about scales[t, k // G] * values[t, k], a group's largest value being 127.
+
+    With a = max |x| of a group: scale = a * (1 / 127), value = round(x * (127 / a)), halves to even, all in float32; a
+    group of zeros has scale 0. `sums` serves the weight's offsets: it is scale * sum(values), in float32.
+    """
+
+    values: Array  # (T, K) int8
+    scales: Array  # (T, K / G) float32
+    sums: Array  # (T, K / G) float32
+
+
 class Edits(NamedTuple):
     """Changes to single logits, applied in this order: x += bias; x = x / r if x > 0 else x * r; x -= penalty."""
 
@@ -75,12 +87,12 @@ class Sampled(NamedTuple):
 class Ops:
     """The operations of a decoder. All return new arrays; `attend` alone writes, into kv.
 
-    `Act` is what a norm gives to a matmul: an array, or (int8, scales, sums) for kernels that multiply integers. It is
-    never sliced; rows are chosen before the last norm. `packed` is a weight as laid out for this backend, `act` the
-    form in which it wants its input ("float", "int8/32", "int8/128").
+    `Act` is what a norm gives to a matmul: an array, or `Quantised` for kernels that multiply integers. It is never
+    sliced; rows are chosen before the last norm. `packed` is a weight as laid out for this backend, `act` the form in
+    which it wants its input: "float", or "int8/G" with G = 32 or 128, a divisor of the weight's group.
     """
 
-    take: Callable  # packed (V, K), ids (T,) -> (T, K)
+    take: Callable  # packed or array (V, K), ids (T,) -> (T, K)
     add_norm: Callable  # x (T, D), r (T, D) | None, gain (D,), eps, act -> Act of rms_norm(x + r), x + r
     head_norm: Callable  # x (T, H, Dh), gain (Dh,), eps -> same shape
     quantise: Callable  # x (T, K), act -> Act; the identity for "float"

@@ -5,10 +5,13 @@ no engine. Shapes are written in `ops`.
 """
 import numpy as np
 
-from gramme.kernels.ops import KV, Array, Ops, Sampled, Sampling, Step
+from gramme.formats.grouped import Grouped, dense
+from gramme.kernels.ops import KV, Array, Ops, Quantised, Sampled, Sampling, Step
 
 
-def take(packed: Array, ids: Array) -> Array:
+def take(packed: Array | Grouped, ids: Array) -> Array:
+    if isinstance(packed, Grouped):
+        return dense(Grouped(*(a[ids] for a in packed[:3]), packed.bits))
     return packed[ids].astype(np.float32, copy=False)
 
 
@@ -22,18 +25,37 @@ def add_norm(x: Array, r: Array | None, gain: Array, eps: float, act: str) -> tu
     return quantise(rms_norm(r, gain, eps), act), r
 
 
-def quantise(x: Array, act: str) -> Array:
-    if act != "float":
-        raise NotImplementedError(f"the reference has no activation form {act!r}")
-    return x
+def quantise(x: Array, act: str) -> Array | Quantised:
+    if act == "float":
+        return x
+    group = int(act.removeprefix("int8/"))
+    x = x.reshape(len(x), -1, group)
+    largest = np.abs(x).max(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    values = np.rint(x * inverse).astype(np.int8)
+    scales = largest[..., 0] * np.float32(1 / 127)
+    return Quantised(values.reshape(len(x), -1), scales, scales * values.sum(-1, dtype=np.int32).astype(np.float32))
 
 
-def matmul(x: Array, packed: Array, bias: Array | None) -> Array:
-    y = x @ packed.T
+def matmul(x: Array | Quantised, packed: Array | Grouped, bias: Array | None) -> Array:
+    y = _integer_matmul(x, packed) if isinstance(packed, Grouped) else x @ packed.T
     return y if bias is None else y + bias
 
 
-def gate_up(x: Array, packed: Array, bias: Array | None, act: str) -> Array:
+def _integer_matmul(x: Quantised, w: Grouped) -> Array:
+    """Integer products are exact; groups are scaled and added in float64, so this is what a kernel is compared with."""
+    group = x.values.shape[1] // x.scales.shape[1]
+    spread = lambda a: np.repeat(a, w.group // group, 1).astype(np.float64)  # of the weight's groups
+    scales, offsets, y = spread(w.scales), spread(w.offsets), 0.0
+    for g in range(x.scales.shape[1]):
+        part = slice(g * group, (g + 1) * group)
+        products = x.values[:, part].astype(np.float64) @ w.codes[:, part].T.astype(np.float64)
+        y = y + products * x.scales[:, g, None] * scales[:, g] - x.sums[:, g, None].astype(np.float64) * offsets[:, g]
+    return y.astype(np.float32)
+
+
+def gate_up(x: Array | Quantised, packed: Array | Grouped, bias: Array | None, act: str) -> Array:
     """SwiGLU (arXiv 2002.05202): silu(gate) * up, the first F rows of packed being the gate."""
     gate, up = np.split(matmul(x, packed, bias), 2, -1)
     with np.errstate(over="ignore"):  # exp overflows to inf where silu is 0

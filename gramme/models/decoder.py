@@ -45,10 +45,10 @@ class Decoder:
             x = layer.down.matmul(self.ops.gate_up(h, layer.gate_up.packed, layer.gate_up.bias, layer.down.act))
         return x, r
 
-    def logits(self, hidden: tuple[Array, Array], rows: Array) -> Array:
-        """(N, V) for the token indices `rows` (N,)."""
-        x, r = hidden
-        return self.head.matmul(self.ops.add_norm(x[rows], r[rows], self.norm, self.eps, self.head.act)[0])
+    def logits(self, hidden: tuple[Array, Array], rows: Array | None) -> Array:
+        """(N, V) for the token indices `rows` (N,); None: for all tokens."""
+        x, r = hidden if rows is None else (self.ops.take(a, rows) for a in hidden)
+        return self.head.matmul(self.ops.add_norm(x, r, self.norm, self.eps, self.head.act)[0])
 
     def normed(self, hidden: tuple[Array, Array]) -> Array:
         """(T, D) after the last norm: what embeddings are pooled from."""

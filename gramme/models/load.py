@@ -4,18 +4,20 @@ Knows the decoder's parameters and asks a `Source` for them by gramme's own name
 business. Our names: embed, head, norm and layers.I.{attn_norm, q, k, v, o, mlp_norm, gate, up, down, q_norm, k_norm},
 with ".bias" after a matrix's name.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gramme.config import ModelConfig, ModelError
+from gramme.config import INTEGER_BITS, INTEGER_GROUP, ModelConfig, ModelError, matrix_bytes
+from gramme.formats.grouped import Grouped, dense, stack
 from gramme.kernels.load import Backend
 from gramme.kernels.reference import storage_dtype
 from gramme.models.decoder import Decoder, Layer
 from gramme.models.rope import rope_table
-from gramme.quant.weights import Dense
+from gramme.quant.rounding import round_to_nearest
+from gramme.quant.weights import Dense, Integers, Weight
 
-Source = Callable[[str], np.ndarray]
+Source = Callable[[str], np.ndarray | Grouped]
 
 
 def shapes(m: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -43,40 +45,57 @@ def shapes(m: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, positions: int) -> Decoder:
     """A decoder whose matrices are stored as `dtype` and whose rope reaches `positions` tokens.
 
+    Matrices that come as integers stay so; with `dtype` "int4" or "int8" the others are rounded to the nearest codes.
     Raises ModelError, naming the parameter and both shapes, when a tensor does not fit the config.
     """
-    want, storage = dict(shapes(m)), storage_dtype(dtype)
+    want = dict(shapes(m))
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str) -> np.ndarray | Grouped:
         a = source(name)
         if a.shape != want[name]:
             raise ModelError(f"{name} has shape {list(a.shape)}, the config says {list(want[name])}")
         return a
 
-    def gain(name: str) -> np.ndarray | None:
+    def vector(name: str) -> np.ndarray | None:
         return backend.device.put(read(name).astype(np.float32)) if name in want else None
 
-    def weight(prefix: str, *parts: str) -> Dense:
-        rows = [read(prefix + part).astype(storage, copy=False) for part in parts]
+    def weight(prefix: str, *parts: str) -> Weight:
         biases = [read(f"{prefix}{part}.bias").astype(np.float32) for part in parts if f"{prefix}{part}.bias" in want]
         bias = backend.device.put(np.concatenate(biases)) if biases else None
-        return Dense(backend.ops, backend.device.put(rows[0] if len(rows) == 1 else np.concatenate(rows)), bias)
+        return _weight([read(prefix + part) for part in parts], bias, backend, dtype, parts == ("down",))
 
     def layer(i: int) -> Layer:
         p = f"layers.{i}."
         return Layer(
-            attn_norm=gain(p + "attn_norm"), qkv=weight(p, "q", "k", "v"), o=weight(p, "o"),
-            mlp_norm=gain(p + "mlp_norm"), gate_up=weight(p, "gate", "up"), down=weight(p, "down"),
-            q_norm=gain(p + "q_norm"), k_norm=gain(p + "k_norm"), window=m.window(i),
+            attn_norm=vector(p + "attn_norm"), qkv=weight(p, "q", "k", "v"), o=weight(p, "o"),
+            mlp_norm=vector(p + "mlp_norm"), gate_up=weight(p, "gate", "up"), down=weight(p, "down"),
+            q_norm=vector(p + "q_norm"), k_norm=vector(p + "k_norm"), window=m.window(i),
         )
 
     embed = weight("", "embed")
     return Decoder(
-        ops=backend.ops, embed=embed, layers=[layer(i) for i in range(m.layers)], norm=gain("norm"),
+        ops=backend.ops, embed=embed, layers=[layer(i) for i in range(m.layers)], norm=vector("norm"),
         head=embed if m.tied_embeddings else weight("", "head"),
         rope_table=backend.device.put(rope_table(m.rope, m.head_dim, positions)),
         heads=m.heads, kv_heads=m.kv_heads, head_dim=m.head_dim, eps=m.norm_eps,
     )
+
+
+def _weight(parts: Sequence[np.ndarray | Grouped], bias: np.ndarray | None, backend: Backend, dtype: str,
+            outliers: bool) -> Weight:
+    """One weight of matrices below each other. Where its input has outliers, activations share a scale by 32."""
+    bits = INTEGER_BITS.get(dtype)
+    if bits is not None:
+        parts = [w if isinstance(w, Grouped) else round_to_nearest(w, bits, INTEGER_GROUP) for w in parts]
+    if not all(isinstance(w, Grouped) for w in parts):
+        rows = [dense(w) if isinstance(w, Grouped) else w for w in parts]
+        whole = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return Dense(backend.ops, backend.pack(whole.astype(storage_dtype(dtype), copy=False)), bias)
+    whole = stack(parts)
+    act = f"int8/{min(whole.group, 32 if outliers else 128)}" if backend.integer_acts else "float"
+    symmetric = bool((whole.offsets == whole.scales * (1 << (whole.bits - 1))).all())
+    nbytes = matrix_bytes(*whole.shape, f"int{whole.bits}", whole.group, not symmetric)
+    return Integers(backend.ops, backend.pack(whole), whole.shape, nbytes, act, bias)
 
 
 def random_source(m: ModelConfig, seed: int = 0) -> Source:

@@ -1,9 +1,11 @@
 """A weight knows its bytes and how to multiply; it knows no model and no file format.
 
-`Weight` is the whole contract. `Dense` keeps every value as a float; quantised forms stand in files of their own.
+`Weight` is the whole contract. `Dense` keeps every value as a float, `Integers` keeps codes of 4 or 8 bits.
 """
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from gramme.kernels.ops import Array, Ops
 
@@ -53,3 +55,24 @@ class Dense:
 
     def dense(self) -> Array:
         return self.packed
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A matrix of 4- or 8-bit codes with a scale and an offset for each group, laid out by the backend."""
+
+    ops: Ops
+    packed: Any
+    shape: tuple[int, int]
+    nbytes: int
+    act: str
+    bias: Array | None = None  # (N,)
+
+    def matmul(self, x: Any) -> Array:
+        return self.ops.matmul(x, self.packed, self.bias)
+
+    def rows(self, ids: Array) -> Array:
+        return self.ops.take(self.packed, ids)
+
+    def dense(self) -> Array:
+        return self.rows(np.arange(self.shape[0], dtype=np.int32))

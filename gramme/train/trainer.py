@@ -80,7 +80,7 @@ def loss(decoder: Decoder, tokens: Tensor, weights: Tensor, chunk: int) -> Tenso
 
 
 def _chunk_loss(decoder: Decoder, x: Tensor, r: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    logits = decoder.logits((x, r), slice(None))
+    logits = decoder.logits((x, r), None)
     return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
 
 

@@ -1,0 +1,44 @@
+"""The one form to which every integer weight is brought: codes, and a scale and an offset for each group of them.
+
+Knows no file and no kernel. A backend lays it out for its kernels and forgets it.
+"""
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Grouped(NamedTuple):
+    """A matrix (N, K): w[n, k] = scales[n, k // G] * codes[n, k] - offsets[n, k // G], with G = K / scales.shape[1].
+
+    An offset is a scale times a zero point; a symmetric 4-bit weight has offsets of exactly 8 scales.
+    """
+
+    codes: np.ndarray  # (N, K) uint8, below 2**bits
+    scales: np.ndarray  # (N, K / G) float32
+    offsets: np.ndarray  # (N, K / G) float32
+    bits: int  # 4 or 8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def group(self) -> int:
+        return self.codes.shape[1] // self.scales.shape[1]
+
+
+def dense(w: Grouped) -> np.ndarray:
+    """(N, K) float32."""
+    spread = lambda a: np.repeat(a, w.group, 1)
+    return (spread(w.scales) * w.codes - spread(w.offsets)).astype(np.float32, copy=False)
+
+
+def stack(parts: Sequence[Grouped]) -> Grouped:
+    """Matrices of one width below each other, as the widest codes and the smallest group among them say: exact."""
+    bits, group = max(w.bits for w in parts), min(w.group for w in parts)
+    if any(w.group % group for w in parts):
+        raise ValueError(f"groups of {sorted({w.group for w in parts})} have no common form")
+    spread = lambda a, w: np.repeat(a, w.group // group, 1)
+    return Grouped(np.concatenate([w.codes for w in parts]), np.concatenate([spread(w.scales, w) for w in parts]),
+                   np.concatenate([spread(w.offsets, w) for w in parts]), bits)
