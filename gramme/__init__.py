@@ -2,7 +2,7 @@
 from typing import Any
 
 _HOME = {
-    "LLM": "llm", "AsyncLLM": "serve.async_llm", "SamplingParams": "request", "RequestOutput": "request",
+    "LLM": "llm.llm", "AsyncLLM": "serve.async_llm", "SamplingParams": "request", "RequestOutput": "request",
     "CompletionOutput": "request", "RequestError": "request", "EngineConfig": "config", "ModelError": "config",
     "ConfigError": "config",
 }

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from gramme.cli.flags import settle
 from gramme.cli.main import sampling_given
 from gramme.config import ConfigError
-from gramme.llm import LLM
+from gramme.llm.llm import LLM
 from gramme.request import RequestError
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
 from gramme.cli.flags import settle
 from gramme.cli.main import sampling_given
-from gramme.llm import LLM, Prompt
+from gramme.llm.llm import LLM, Prompt
 from gramme.request import RequestError, RequestOutput
 
 EXAMPLES = ("Translate to French: The train leaves at eight.", "Traduis en anglais : Il fait beau ce matin.")

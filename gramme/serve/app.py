@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gramme.config import EngineConfig, GenerationDefaults
-from gramme.llm import Assembly
+from gramme.llm.assembly import Assembly
 from gramme.models.open import open_model
 from gramme.request import Logprobs, Request, RequestError, RequestMetrics, SamplingParams, Update
 from gramme.serve.async_llm import AsyncLLM, EngineDead

@@ -4,7 +4,7 @@ import socket
 import sys
 
 from gramme.config import ConfigError, ModelError
-from gramme.llm import Engine
+from gramme.llm.engine import Engine
 from gramme.request import RequestError
 from gramme.serve.messages import (
     Abort,

@@ -7,7 +7,7 @@ import pytest
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.kernels.load import backend
-from gramme.llm import Engine
+from gramme.llm.engine import Engine
 from gramme.models.load import build, random_source
 from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan

@@ -1,0 +1,84 @@
+"""A request's updates put together: its text, tokens, scores and times so far. Knows no engine."""
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from gramme.request import (
+    CompletionOutput,
+    FinishReason,
+    Logprobs,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+    Update,
+)
+from gramme.text.detokenizer import Detokenizer
+
+
+@dataclass
+class Assembly:
+    """Turns a request's updates into RequestOutputs: one detokenizer for each sample."""
+
+    request: Request
+    prompt: str | None
+    detokenizers: list[Detokenizer | None]
+    metrics: RequestMetrics
+    texts: list[str] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[Logprobs]] = field(default_factory=list)
+    reasons: list[FinishReason | None] = field(default_factory=list)
+    stops: list[int | str | None] = field(default_factory=list)
+    prompt_logprobs: Sequence[Logprobs | None] | None = None
+
+    def __post_init__(self) -> None:
+        n = self.request.params.n
+        self.texts, self.reasons, self.stops = [""] * n, [None] * n, [None] * n
+        self.tokens, self.logprobs = [[] for _ in range(n)], [[] for _ in range(n)]
+
+    def feed(self, u: Update) -> str:
+        """Take an update; returns the new text of its sample. A stop string sets `stops` and ends the sample here."""
+        if self.reasons[u.index] is not None:
+            return ""
+        self._clock(u)
+        self.prompt_logprobs = u.prompt_logprobs or self.prompt_logprobs
+        self.tokens[u.index] += u.token_ids
+        self.logprobs[u.index] += u.logprobs or ()
+        text = self._text(u)
+        self.texts[u.index] += text
+        return text
+
+    def output(self, index: int | None = None) -> RequestOutput:
+        chosen = range(self.request.params.n) if index is None else [index]
+        return RequestOutput(
+            request_id=self.request.id, prompt=self.prompt, prompt_token_ids=self.request.prompt_token_ids,
+            outputs=tuple(self._completion(i) for i in chosen), finished=self.finished,
+            prompt_logprobs=self.prompt_logprobs, metrics=self.metrics,
+        )
+
+    @property
+    def finished(self) -> bool:
+        return None not in self.reasons
+
+    def _text(self, u: Update) -> str:
+        d, i = self.detokenizers[u.index], u.index
+        text = d.feed(u.token_ids) if d else ""
+        self.reasons[i], self.stops[i] = u.finish_reason, u.stop_reason
+        if d and d.stopped is not None:
+            self.reasons[i], self.stops[i] = "stop", d.stopped
+        elif d and u.finish_reason:
+            text += d.finish()
+            if d.stopped is not None:
+                self.reasons[i], self.stops[i] = "stop", d.stopped
+        return text
+
+    def _clock(self, u: Update) -> None:
+        now = time.monotonic()
+        first = self.metrics.first_token_s or (now if u.token_ids else None)
+        self.metrics = replace(self.metrics, scheduled_s=u.scheduled_s, first_token_s=first, finished_s=now,
+                               cached_tokens=u.cached_tokens)
+
+    def _completion(self, i: int) -> CompletionOutput:
+        lp = self.logprobs[i] if self.request.params.logprobs is not None else None
+        total = None if lp is None else sum(scores[t].logprob for scores, t in zip(lp, self.tokens[i]))
+        return CompletionOutput(index=i, text=self.texts[i], token_ids=tuple(self.tokens[i]), cumulative_logprob=total,
+                                logprobs=lp, finish_reason=self.reasons[i], stop_reason=self.stops[i])

@@ -1,0 +1,198 @@
+"""The engine loop: requests in, updates out, one step at a time. Speaks token ids; knows no text and no kernel.
+
+The path of a request: Engine.add -> Scheduler.schedule -> Runner.launch, collect -> Scheduler.commit -> Update.
+"""
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from gramme.config import EngineConfig, GenerationDefaults, ModelConfig, Plan
+from gramme.core.batch import Batch
+from gramme.core.pages import PagePool
+from gramme.core.scheduler import Event, Scheduler
+from gramme.core.sequence import Sequence
+from gramme.kernels.load import backend
+from gramme.models.load import build
+from gramme.models.open import Opened, open_model
+from gramme.plan.hardware import this_machine
+from gramme.plan.planner import plan
+from gramme.request import EngineStats, FinishReason, Logprobs, Request, RequestError, Update
+from gramme.runtime.runner import Launched, RowResult, Runner
+from gramme.runtime.sampler import Chooser
+
+
+@dataclass(eq=False)
+class Live:
+    """What the engine keeps for one sequence of a request until it has ended."""
+
+    request: Request
+    seq: Sequence
+    chooser: Chooser
+    prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
+    pooled: np.ndarray | None = None
+
+
+class Engine:
+    """Scheduler and runner under one roof. Not thread-safe: one thread adds, aborts and steps."""
+
+    def __init__(self, model: ModelConfig, decided: Plan, defaults: GenerationDefaults, runner: Runner):
+        self.model, self.plan, self.defaults, self.runner = model, decided, defaults, runner
+        pool = PagePool(decided.pages, decided.page_size)
+        self.scheduler = Scheduler(pool, decided.max_rows, decided.max_batch_tokens,
+                                   prefix_caching=decided.prefix_caching)
+        self._pool = pool
+        self._eos = frozenset(model.eos_token_ids) | frozenset(defaults.eos_token_ids)
+        self._live: dict[Sequence, Live] = {}
+        self._by_id: dict[str, list[Sequence]] = {}
+        self._flying: Launched | None = None
+        self._counts = {"steps": 0, "step_s": 0.0, "prompt_tokens": 0, "generated_tokens": 0}
+
+    @classmethod
+    def load(cls, config: EngineConfig, opened: Opened | None = None) -> "Engine":
+        """Plan, then load. Raises ModelError or ConfigError with one line that says what is wrong."""
+        opened = opened or open_model(config)
+        decided = plan(opened.config, config, this_machine())
+        kernels = backend(decided.backend)
+        decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len)
+        opened.check_all_used()
+        return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._live) or self._flying is not None
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RequestError, with the numbers, when it can never run."""
+        if request.id in self._by_id:
+            raise RequestError(f"a request with id {request.id!r:.80} is already running", "id")
+        lives = [self._sequence(request, i) for i in range(request.params.n)]
+        for live in lives:
+            self.scheduler.add(live.seq)
+        self._by_id[request.id] = [live.seq for live in lives]
+        self._live |= {live.seq: live for live in lives}
+        self._counts["prompt_tokens"] += len(request.prompt_token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next commit; an unknown id is one that has ended already."""
+        for seq in self._by_id.get(request_id, ()):
+            self.scheduler.abort(seq)
+
+    def finish(self, request_id: str, index: int, reason: FinishReason) -> None:
+        """End one sample at the next commit: whoever owns the text found a stop string."""
+        for seq in self._by_id.get(request_id, ()):
+            if seq.index == index:
+                self.scheduler.finish(seq, reason)
+
+    def step(self) -> list[Update]:
+        """Plan and run one step, commit what has come back, and say what it brought."""
+        began = time.monotonic()
+        launched = self._launch(self.scheduler.schedule(began))
+        ready = [launched]
+        if self.plan.run_ahead:
+            ready, self._flying = [self._flying] if self._flying else [], launched
+            if not launched.batch.rows:  # nothing to wait for
+                ready, self._flying = [*ready, launched], None
+        updates = [update for step in ready for update in self._commit(step)]
+        self._counts["steps"] += 1
+        self._counts["step_s"] += time.monotonic() - began
+        return updates
+
+    def stats(self) -> EngineStats:
+        s = self.scheduler
+        return EngineStats(
+            running=len(s.running), waiting=len(s.waiting), pages_used=self._pool.used, pages_total=self.plan.pages - 1,
+            preemptions=s.preemptions, recomputed_tokens=s.recomputed_tokens,
+            prefix_queried_tokens=s.prefix_queried_tokens, prefix_hit_tokens=s.prefix_hit_tokens, **self._counts,
+        )
+
+    def _sequence(self, request: Request, index: int) -> Live:
+        params, prompt = request.params, list(request.prompt_token_ids)
+        params.check(self.model.vocab_size)
+        max_tokens = self._check_prompt(request, prompt)
+        prompt_only = request.pooling is not None or max_tokens == 0
+        scores = params.prompt_logprobs is not None and request.pooling is None
+        chooser = Chooser(params, index, self.plan.seed, self._eos, self.model.vocab_size, request.bad_word_ids)
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+        seq = Sequence(
+            id=request.id, index=index, tokens=prompt, max_tokens=max_tokens, stop_ids=stop_ids,
+            priority=request.priority, deadline_s=request.deadline_s,
+            root=f"{self.plan.dtype} {self.plan.kv_dtype} {request.cache_salt}".encode(),
+            runs_ahead=not chooser.needs_history, caches=not scores and request.pooling is None, pooling=prompt_only,
+        )
+        return Live(request, seq, chooser, [None] if scores else None)
+
+    def _check_prompt(self, request: Request, prompt: list[int]) -> int:
+        """The number of tokens to generate, after every bound that needs the model."""
+        limit, most = self.plan.max_model_len, request.params.max_tokens
+        if not prompt:
+            raise RequestError("the prompt is empty", "prompt")
+        if not all(type(t) is int and 0 <= t < self.model.vocab_size for t in prompt):
+            raise RequestError(f"prompt token ids must be integers from 0 to {self.model.vocab_size - 1}", "prompt")
+        room = limit - len(prompt)
+        if room < (0 if request.pooling or most == 0 else 1):
+            held = f"the context of {limit} holds prompt and answer"
+            raise RequestError(f"the prompt has {len(prompt)} tokens, {held}", "prompt")
+        return 0 if request.pooling else room if most is None else min(most, room)
+
+    def _launch(self, batch: Batch) -> Launched:
+        lives = [self._live.get(row.seq) for row in batch.rows]
+        return self.runner.launch(
+            batch, [live.chooser for live in lives], [live.request.pooling for live in lives], self._flying)
+
+    def _commit(self, launched: Launched) -> list[Update]:
+        results = self.runner.collect(launched)
+        for row, result in zip(launched.batch.rows, results, strict=True):
+            self._gather(row.seq, row.start, result)
+        events = self.scheduler.commit(launched.batch, [r.tokens for r in results], time.monotonic())
+        return [self._update(e, results[e.row] if e.row >= 0 else RowResult()) for e in events]
+
+    def _gather(self, seq: Sequence, start: int, result: RowResult) -> None:
+        """Prompt scores and pooled states, chunk by chunk; a prompt that starts anew after preemption replaces them."""
+        live = self._live.get(seq)
+        if live is None:
+            return
+        if live.prompt_logprobs is not None:
+            live.prompt_logprobs[start + 1 :] = result.prompt_logprobs
+        if result.pooled is not None:
+            add = start > 0 and live.request.pooling == "mean"
+            live.pooled = live.pooled + result.pooled if add else result.pooled
+
+    def _update(self, event: Event, result: RowResult) -> Update:
+        seq = event.seq
+        live = self._live[seq]
+        self._counts["generated_tokens"] += len(event.tokens)
+        scores, reason = None, event.finish_reason
+        if event.tokens or reason:
+            scores, live.prompt_logprobs = live.prompt_logprobs, None
+        if reason == "stop" and seq.pooling and live.request.pooling is None:
+            reason = "length"  # nothing was to be generated
+        if reason:
+            self._forget(seq)
+        wants = live.request.params.logprobs is not None and event.tokens
+        return Update(
+            id=seq.id, index=seq.index, token_ids=tuple(event.tokens), finish_reason=reason,
+            logprobs=tuple(result.logprobs[: len(event.tokens)]) if wants else None,
+            stop_reason=self._stop_reason(event), prompt_logprobs=scores, embedding=_embedding(live, reason),
+            error="the model's logits were not finite" if reason == "error" else None,
+            cached_tokens=seq.hit_tokens, scheduled_s=seq.scheduled_s,
+        )
+
+    def _stop_reason(self, event: Event) -> int | None:
+        last = event.tokens[-1] if event.finish_reason == "stop" and event.tokens else None
+        return None if last in self._eos else last
+
+    def _forget(self, seq: Sequence) -> None:
+        del self._live[seq]
+        left = [s for s in self._by_id[seq.id] if s is not seq]
+        if left:
+            self._by_id[seq.id] = left
+        else:
+            del self._by_id[seq.id]
+
+
+def _embedding(live: Live, reason: FinishReason | None) -> tuple[float, ...] | None:
+    if live.pooled is None or reason != "stop":
+        return None
+    vector = live.pooled / live.seq.prompt_len if live.request.pooling == "mean" else live.pooled
+    return tuple(float(x) for x in vector)
