@@ -2,7 +2,7 @@
 import argparse
 
 from gramme.cli.flags import settle
-from gramme.serve.app import serve
+from gramme.serve.process import serve
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,0 +1,68 @@
+"""From a body's texts and token ids to engine Requests: tokenises and bounds. Knows no HTTP and no reply."""
+import time
+from dataclasses import fields
+from typing import Any
+from uuid import uuid4
+
+from starlette.concurrency import run_in_threadpool
+
+from gramme.config import GenerationDefaults
+from gramme.request import Request, RequestError, SamplingParams
+from gramme.serve.async_llm import AsyncLLM
+from gramme.serve.openai import Sampled
+from gramme.text.chat import Chat
+from gramme.text.tokenizer import Tokenizer
+
+
+class Intake:
+    """`llm` must be ready: the bounds are its model's and its plan's."""
+
+    def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat):
+        self.llm, self.tokenizer, self.chat_form = llm, tokenizer, chat_form
+
+    @property
+    def limit(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.llm.ready.plan.max_model_len
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The sampling values that the model's authors recommend."""
+        own = {f.name: getattr(self.llm.ready.defaults, f.name) for f in fields(GenerationDefaults)}
+        return {name: v for name, v in own.items() if name != "eos_token_ids" and v is not None}
+
+    def request(self, ids: list[int], params: SamplingParams, body: Sampled | None = None, **more: Any) -> Request:
+        """Raises RequestError for every fault that shows before the engine is asked."""
+        room = self.limit - len(ids)
+        if not ids:
+            raise RequestError("the prompt is empty", "prompt")
+        if room < (0 if more or params.max_tokens == 0 else 1):
+            held = f"the context of {self.limit} holds prompt and answer"
+            raise RequestError(f"the prompt has {len(ids)} tokens, {held}", "prompt")
+        params.check(self.llm.ready.model.vocab_size)
+        bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words]
+        if body is not None:
+            more |= {"priority": body.priority, "cache_salt": body.cache_salt}
+        return Request(id=uuid4().hex, prompt_token_ids=ids, params=params, bad_word_ids=bad,
+                       arrival_s=time.monotonic(), **more)
+
+    async def ids(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
+        if isinstance(prompt, str):
+            return await self.encode(prompt, add_special_tokens)
+        self.check_ids(prompt, "prompt")
+        return prompt
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError("the text holds half a surrogate pair", "prompt") from None
+        return await run_in_threadpool(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    async def encode_chat(self, messages: list[dict[str, Any]], **template: Any) -> list[int]:
+        return await run_in_threadpool(self.chat_form.encode, self.tokenizer, messages, **template)
+
+    def check_ids(self, ids: list[int], param: str) -> None:
+        size = self.llm.ready.model.vocab_size
+        if not all(type(t) is int and 0 <= t < size for t in ids):
+            raise RequestError(f"token ids must be integers from 0 to {size - 1}", param)

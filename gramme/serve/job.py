@@ -1,0 +1,93 @@
+"""One HTTP request for tokens on its way through the engine: Requests in, text out. Knows no JSON and no HTTP."""
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from gramme.llm.assembly import Assembly
+from gramme.request import Request, RequestMetrics, Update
+from gramme.serve.async_llm import AsyncLLM
+from gramme.serve.errors import HttpError
+from gramme.serve.metrics import Metrics
+from gramme.text.detokenizer import Detokenizer
+from gramme.text.tokenizer import Tokenizer
+
+
+class Job:
+    """Its prompts, each an Assembly; all have the same SamplingParams."""
+
+    def __init__(self, requests: list[Request], llm: AsyncLLM, tokenizer: Tokenizer, metrics: Metrics):
+        self.assemblies = [_assembly(r, tokenizer) for r in requests]
+        self.params = requests[0].params
+        self.created = int(time.time())
+        self._llm, self._metrics = llm, metrics
+
+    async def run(self) -> AsyncIterator[tuple[int, Update, str]]:
+        """(which prompt, update, its new text) until every sample has ended; closing it earlier ends the requests."""
+        async with aclosing(_merge([self._one(a) for a in self.assemblies])) as merged:
+            async for which, (update, text) in merged:
+                yield which, update, text
+
+    async def drain(self) -> None:
+        async with aclosing(self.run()) as updates:
+            async for _ in updates:
+                pass
+
+    def usage(self) -> dict[str, Any]:
+        prompt = sum(len(a.request.prompt_token_ids) for a in self.assemblies)
+        made = sum(len(t) for a in self.assemblies for t in a.tokens)
+        cached = sum(a.metrics.cached_tokens for a in self.assemblies)
+        return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
+                "prompt_tokens_details": {"cached_tokens": cached}}
+
+    async def _one(self, assembly: Assembly) -> AsyncIterator[tuple[Update, str]]:
+        async with aclosing(self._llm.generate(assembly.request)) as updates:
+            async for u in updates:
+                if assembly.reasons[u.index] is not None:
+                    continue  # tokens that were on their way when a stop string was found
+                text = assembly.feed(u)
+                if u.finish_reason == "error":
+                    raise HttpError(500, u.error or "the engine failed", "internal_error")
+                if assembly.reasons[u.index] and u.finish_reason is None:
+                    self._llm.finish(u.id, u.index)
+                yield u, text
+                if assembly.finished:
+                    break
+        self._metrics.finished(assembly.metrics, [r for r in assembly.reasons if r])
+
+
+def _assembly(request: Request, tokenizer: Tokenizer) -> Assembly:
+    p = request.params
+    made = [Detokenizer(tokenizer, skip_special_tokens=p.skip_special_tokens, stop=p.stop,
+                        include_stop=p.include_stop_str_in_output) for _ in range(p.n)]
+    return Assembly(request, None, made, RequestMetrics(arrival_s=request.arrival_s))
+
+
+async def _merge(sources: list[AsyncIterator[Any]]) -> AsyncIterator[tuple[int, Any]]:
+    """Items of several generators as they come, with the generator's index."""
+    queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+    async def pump(i: int) -> None:
+        try:
+            async with aclosing(sources[i]) as items:
+                async for item in items:
+                    queue.put_nowait((i, item))
+            queue.put_nowait((i, None))
+        except Exception as error:
+            queue.put_nowait((i, error))
+
+    tasks = [asyncio.create_task(pump(i)) for i in range(len(sources))]
+    try:
+        left = len(tasks)
+        while left:
+            i, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            left -= item is None
+            if item is not None:
+                yield i, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

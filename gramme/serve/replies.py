@@ -1,0 +1,151 @@
+"""The JSON of OpenAI's answers. A reply is fed a job's updates and says events, or says all at the end. Knows no HTTP.
+
+A Reply has `begin`, `chunk` and `end`, the objects of a stream in order, and `whole`, the answer in one piece.
+"""
+import base64
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+from uuid import uuid4
+
+from gramme.request import Logprobs, Update
+from gramme.serve.job import Job
+from gramme.text.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
+
+Json = dict[str, Any]
+
+
+class Reply(Protocol):
+    def begin(self) -> Iterator[Json]: ...
+    def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]: ...
+    def end(self) -> Iterator[Json]: ...
+    def whole(self) -> Json: ...
+
+
+class CompletionReply:
+    """/v1/completions. With `echo` the prompt comes back before the answer, in text and in scores."""
+
+    def __init__(self, job: Job, model: str, tokenizer: Tokenizer, usage: bool = False, echo: bool = False):
+        self._job, self._tokenizer, self._echo = job, tokenizer, echo
+        self._usage = usage
+        self._head = {"id": "cmpl-" + uuid4().hex, "object": "text_completion", "created": job.created, "model": model}
+
+    def begin(self) -> Iterator[Json]:
+        return iter(())
+
+    def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
+        a, i = self._job.assemblies[which], update.index
+        if text or a.reasons[i] or update.logprobs:
+            pairs = list(zip(update.token_ids, update.logprobs or ()))
+            scores = self._scores(pairs) if update.logprobs else None
+            yield self._event({"index": which * self._job.params.n + i, "text": text, "logprobs": scores,
+                               "finish_reason": a.reasons[i], "stop_reason": a.stops[i]})
+
+    def end(self) -> Iterator[Json]:
+        if self._usage:
+            yield self._head | {"choices": [], "usage": self._job.usage()}
+
+    def whole(self) -> Json:
+        n = self._job.params.n
+        choices = [self._choice(which, i) for which in range(len(self._job.assemblies)) for i in range(n)]
+        return self._head | {"choices": choices, "usage": self._job.usage()}
+
+    def _event(self, choice: Json) -> Json:
+        return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
+
+    def _choice(self, which: int, i: int) -> Json:
+        a = self._job.assemblies[which]
+        pairs, text = list(zip(a.tokens[i], a.logprobs[i])), a.texts[i]
+        if self._echo:
+            ids = a.request.prompt_token_ids
+            pairs = list(zip(ids, a.prompt_logprobs or ())) + pairs
+            text = self._tokenizer.decode(ids) + text
+        scores = self._scores(pairs) if self._job.params.logprobs is not None else None
+        return {"index": which * self._job.params.n + i, "text": text, "logprobs": scores,
+                "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+
+    def _scores(self, pairs: Sequence[tuple[int, Logprobs | None]]) -> Json:
+        """The completions form: lists by token. A prompt's first token has no score."""
+        names = [token_name(self._tokenizer, t) for t, _ in pairs]
+        offsets, at = [], 0
+        for name in names:
+            offsets.append(at)
+            at += len(name)
+        return {"tokens": names, "text_offset": offsets,
+                "token_logprobs": [None if s is None else finite(s[t].logprob) for t, s in pairs],
+                "top_logprobs": [None if s is None else self._top(s) for _, s in pairs]}
+
+    def _top(self, scores: Logprobs) -> dict[str, float]:
+        worst_first = sorted(scores.items(), key=lambda item: item[1].logprob)
+        return {token_name(self._tokenizer, t): finite(s.logprob) for t, s in worst_first}
+
+
+class ChatReply:
+    """/v1/chat/completions."""
+
+    def __init__(self, job: Job, model: str, tokenizer: Tokenizer, usage: bool = False):
+        self._job, self._tokenizer, self._usage = job, tokenizer, usage
+        self._head = {"id": "chatcmpl-" + uuid4().hex, "created": job.created, "model": model}
+
+    def begin(self) -> Iterator[Json]:
+        for i in range(self._job.params.n):
+            yield self._event({"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+
+    def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
+        a, i = self._job.assemblies[which], update.index
+        if text or a.reasons[i] or update.logprobs:
+            pairs = list(zip(update.token_ids, update.logprobs or ()))
+            scores = {"content": self._scores(pairs)} if update.logprobs else None
+            yield self._event({"index": i, "delta": {"content": text} if text else {}, "logprobs": scores,
+                               "finish_reason": a.reasons[i], "stop_reason": a.stops[i]})
+
+    def end(self) -> Iterator[Json]:
+        if self._usage:
+            yield self._head | {"object": "chat.completion.chunk", "choices": [], "usage": self._job.usage()}
+
+    def whole(self) -> Json:
+        choices = [self._choice(i) for i in range(self._job.params.n)]
+        return self._head | {"object": "chat.completion", "choices": choices, "usage": self._job.usage()}
+
+    def _event(self, choice: Json) -> Json:
+        head = self._head | {"object": "chat.completion.chunk", "choices": [choice]}
+        return head | ({"usage": None} if self._usage else {})
+
+    def _choice(self, i: int) -> Json:
+        [a] = self._job.assemblies
+        wanted = self._job.params.logprobs is not None
+        scores = {"content": self._scores(list(zip(a.tokens[i], a.logprobs[i])))} if wanted else None
+        return {"index": i, "message": {"role": "assistant", "content": a.texts[i]}, "logprobs": scores,
+                "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+
+    def _scores(self, pairs: Sequence[tuple[int, Logprobs]]) -> list[Json]:
+        ranked = lambda scores: sorted(scores.items(), key=lambda item: item[1].rank)
+        return [self._entry(t, s[t].logprob) | {"top_logprobs": [self._entry(o, x.logprob) for o, x in ranked(s)]}
+                for t, s in pairs]
+
+    def _entry(self, token: int, logprob: float) -> Json:
+        return {"token": token_name(self._tokenizer, token), "logprob": finite(logprob),
+                "bytes": list(self._tokenizer.token_bytes(token))}
+
+
+def embedding_list(vectors: Sequence[Sequence[float]], form: str, model: str, tokens: int) -> Json:
+    """`form`: "float", or "base64" of little-endian float32."""
+    pack = lambda v: base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode()
+    data = [{"object": "embedding", "index": i, "embedding": list(v) if form == "float" else pack(v)}
+            for i, v in enumerate(vectors)]
+    return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def model_card(model: str, created: int, max_model_len: int | None) -> Json:
+    return {"id": model, "object": "model", "created": created, "owned_by": "gramme", "max_model_len": max_model_len,
+            "root": model, "parent": None}
+
+
+def token_name(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+def finite(x: float) -> float:
+    return max(x, LEAST_LOGPROB)
