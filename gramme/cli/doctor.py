@@ -8,7 +8,7 @@ from gramme import __version__
 from gramme.config import ConfigError
 from gramme.kernels.load import backend
 from gramme.plan.hardware import this_machine
-from gramme.plan.planner import gb
+from gramme.plan.units import gb
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,7 +7,8 @@ from gramme.cli.flags import settle
 from gramme.formats import store
 from gramme.models.open import open_model
 from gramme.plan.hardware import this_machine
-from gramme.plan.planner import gb, plan
+from gramme.plan.planner import plan
+from gramme.plan.units import gb
 
 
 def main(args: argparse.Namespace) -> None:

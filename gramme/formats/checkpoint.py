@@ -1,32 +1,15 @@
-"""A model directory's tensors by name, whatever files they stand in, and its JSON files. Knows no architecture."""
-import json
+"""A model directory's tensors by name, whatever files they stand in. Knows no architecture."""
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gramme.config import ModelError
-from gramme.formats.safetensors import SafetensorsFile, regular_size
+from gramme.formats.files import read_json
+from gramme.formats.safetensors import SafetensorsFile
 
-MAX_JSON_BYTES = 10 << 20
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """Raises ModelError when the file is missing, too large or not a JSON object."""
-    path = directory / name
-    if (size := regular_size(path)) > MAX_JSON_BYTES:
-        raise ModelError(f"{name} has {size} bytes, at most {MAX_JSON_BYTES} are read")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{directory}: {name}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name} is not valid JSON: {error!s:.80}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{name} is not a JSON object")
-    return value
 
 
 class Checkpoint:

@@ -6,7 +6,6 @@ that the header claims is checked against the file's size, in integers that do n
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from gramme.config import ModelError
+from gramme.formats.files import regular_size
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
@@ -101,17 +101,6 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> N
         f.flush()
         os.fsync(f.fileno())
     beside.replace(path)
-
-
-def regular_size(path: Path) -> int:
-    """Bytes of a file that can be read without waiting: a FIFO or a device raises ModelError."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ModelError(f"{path.name}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ModelError(f"{path.name} is not a regular file")
-    return status.st_size
 
 
 def _refuse_pickle(path: Path, head: bytes) -> None:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gramme.config import GenerationDefaults, ModelConfig, ModelError
-from gramme.formats.checkpoint import read_json
+from gramme.formats.files import read_json
 from gramme.models.families import llama, mistral, qwen2, qwen3
 from gramme.models.fields import Fields
 

@@ -1,10 +1,8 @@
 """From a model, a user's wishes and a machine to a Plan: the one place where `auto` is resolved. Reads nothing."""
-import re
-
 from gramme.config import ConfigError, EngineConfig, ModelConfig, Plan
 from gramme.plan.hardware import Hardware
+from gramme.plan.units import gb, parse_bytes
 
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 KV_SHARE = 0.5  # of the memory that the weights leave, when the user names no figure
 DEFAULT_CHUNK_TOKENS = 512
 
@@ -37,18 +35,6 @@ def plan(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Plan:
             f"KV as {kv_dtype}: {pages - 1} pages of {engine.page_size} tokens, {gb((pages - 1) * page_bytes)}",
         ),
     )
-
-
-def parse_bytes(text: str) -> int:
-    """"24GB", "512 MiB" -> bytes. A number without a unit is refused: it is ambiguous."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
-        raise ConfigError(f"a size needs a number above 0 and a unit, such as 24GB or 512MiB, not {text!r:.40}")
-    return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def gb(n: int) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.1f} MB"
 
 
 def _model_len(model: ModelConfig, engine: EngineConfig) -> int:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gramme.config import ModelError
-from gramme.formats.checkpoint import INDEX, Checkpoint, read_json
+from gramme.formats.checkpoint import INDEX, Checkpoint
+from gramme.formats.files import read_json
 from gramme.formats.safetensors import write_safetensors
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(4, np.float16)

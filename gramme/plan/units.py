@@ -1,0 +1,40 @@
+"""Sizes and times as people write them. A number without a unit is refused: it is ambiguous."""
+import re
+
+from gramme.config import ConfigError
+
+SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+MOST = 1e18
+
+
+def parse_bytes(text: str) -> int:
+    """"24GB", "512 MiB" -> bytes. Raises ConfigError."""
+    number, unit = _split(text)
+    if unit.upper() not in SIZES or not 1 <= number * SIZES[unit.upper()] <= MOST:
+        raise ConfigError(f"a size needs a number above 0 and a unit, such as 24GB or 512MiB, not {text!r:.40}")
+    return int(number * SIZES[unit.upper()])
+
+
+def parse_seconds(text: str) -> float:
+    """"100ms", "1.5 s" -> seconds. Raises ConfigError."""
+    number, unit = _split(text)
+    if unit not in TIMES or not 0 < number * TIMES[unit] <= MOST:
+        raise ConfigError(f"a time needs a number above 0 and a unit, such as 100ms or 2s, not {text!r:.40}")
+    return number * TIMES[unit]
+
+
+def gb(n: float) -> str:
+    if n >= 10**9:
+        return f"{n / 1e9:.2f} GB"
+    return f"{n / 1e6:.1f} MB" if n >= 10**5 else f"{n / 1e3:.1f} KB"
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.{1 if seconds >= 0.01 else 2}f} ms"
+
+
+def _split(text: str) -> tuple[float, str]:
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]+)\s*", text)
+    return (float(match[1]), match[2]) if match else (0.0, "")
