@@ -39,11 +39,15 @@ class Decoder:
         """The last layer's output and residual, each (T, D); their sum awaits the last norm. Writes kv."""
         x, r = self.embed.rows(step.tokens), None
         for i, layer in enumerate(self.layers):
-            h, r = self.ops.add_norm(x, r, layer.attn_norm, self.eps, layer.qkv.act)
-            x = self._attention(layer, h, step, None if kv is None else kv[i])
-            h, r = self.ops.add_norm(x, r, layer.mlp_norm, self.eps, layer.gate_up.act)
-            x = layer.down.matmul(self.ops.gate_up(h, layer.gate_up.packed, layer.gate_up.bias, layer.down.act))
+            x, r = self.block(layer, x, r, step, None if kv is None else kv[i])
         return x, r
+
+    def block(self, layer: Layer, x: Array, r: Array | None, step: Step, kv: KV | None) -> tuple[Array, Array]:
+        """One layer: x is added to the residual stream r, both (T, D); what comes out awaits the next addition."""
+        h, r = self.ops.add_norm(x, r, layer.attn_norm, self.eps, layer.qkv.act)
+        x = self._attention(layer, h, step, kv)
+        h, r = self.ops.add_norm(x, r, layer.mlp_norm, self.eps, layer.gate_up.act)
+        return layer.down.matmul(self.ops.gate_up(h, layer.gate_up.packed, layer.gate_up.bias, layer.down.act)), r
 
     def logits(self, hidden: tuple[Array, Array], rows: Array | None) -> Array:
         """(N, V) for the token indices `rows` (N,); None: for all tokens."""

@@ -5,6 +5,7 @@ business. Our names: embed, head, norm and layers.I.{attn_norm, q, k, v, o, mlp_
 with ".bias" after a matrix's name.
 """
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,7 +43,24 @@ def shapes(m: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "head", (m.vocab_size, m.width)
 
 
-def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, positions: int) -> Decoder:
+@dataclass(frozen=True)
+class Streamed(Sequence[Layer]):
+    """Layers that are read each time they are asked for: whoever runs layer by layer holds one of them."""
+
+    read: Callable[[int], Layer]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Layer:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        return self.read(i)
+
+
+def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, positions: int,
+          streamed: bool = False) -> Decoder:
     """A decoder whose matrices are stored as `dtype` and whose rope reaches `positions` tokens.
 
     Matrices that come as integers stay so; with `dtype` "int4" or "int8" the others are rounded to the nearest codes.
@@ -73,8 +91,9 @@ def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, position
         )
 
     embed = weight("", "embed")
+    layers = Streamed(layer, m.layers) if streamed else [layer(i) for i in range(m.layers)]
     return Decoder(
-        ops=backend.ops, embed=embed, layers=[layer(i) for i in range(m.layers)], norm=vector("norm"),
+        ops=backend.ops, embed=embed, layers=layers, norm=vector("norm"),
         head=embed if m.tied_embeddings else weight("", "head"),
         rope_table=backend.device.put(rope_table(m.rope, m.head_dim, positions)),
         heads=m.heads, kv_heads=m.kv_heads, head_dim=m.head_dim, eps=m.norm_eps,
