@@ -5,8 +5,7 @@ HTTP share them. Knows no tokenizer and no model: what depends on the vocabulary
 Field names are vLLM's, so that scripts and people move over.
 """
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
@@ -32,20 +31,59 @@ class RequestError(ValueError):
         self.param = param
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise RequestError(f"{name} must be an integer from {low} to {high}, not {value!r:.40}", name)
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a field may hold. Of a list at most `most` entries, each within the bound; of a string its length counts."""
+
+    kind: type
+    low: float = 0
+    high: float = 0
+    above: bool = False  # `low` itself is outside
+    most: int | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        if self.most is None:
+            self._check_one(name, value)
+        elif not isinstance(value, tuple | dict) or len(value) > self.most:
+            raise RequestError(f"{name} must have at most {self.most} entries", name)
+        else:
+            for entry in value.values() if isinstance(value, dict) else value:
+                self._check_one(name, entry)
+
+    def _check_one(self, name: str, value: Any) -> None:
+        right = type(value) is self.kind or (self.kind is float and type(value) is int)
+        if not right or not self._holds(value):
+            raise RequestError(f"{name} must be {self}, not {value!r:.40}", name)
+
+    def _holds(self, value: Any) -> bool:
+        if self.choices or self.kind is bool:
+            return not self.choices or value in self.choices
+        size = len(value) if self.kind is str else value
+        return bool(self.low <= size <= self.high) and not (self.above and size == self.low)
+
+    def __str__(self) -> str:
+        if self.choices or self.kind is bool:
+            return " or ".join(self.choices or ("true", "false"))
+        span = f"above {self.low:g}, up to {self.high:g}" if self.above else f"from {self.low} to {self.high}"
+        return f"a string of {self.low} to {self.high} characters" if self.kind is str else f"{_NOUN[self.kind]} {span}"
 
 
-def _number(name: str, value: Any, low: float, high: float, above: bool = False) -> None:
-    if type(value) not in (int, float) or not isfinite(value) or not low <= value <= high or (above and value == low):
-        span = f"above {low:g}, up to {high:g}" if above else f"from {low:g} to {high:g}"
-        raise RequestError(f"{name} must be a number {span}, not {value!r:.40}", name)
+_NOUN = {int: "an integer", float: "a number"}
 
 
-def _listed(name: str, value: Any, kind: type, most: int) -> None:
-    if not isinstance(value, tuple) or len(value) > most or not all(type(x) is kind for x in value):
-        raise RequestError(f"{name} must be a list of at most {most} values of type {kind.__name__}", name)
+def _bounded(default: Any, low: float = 0, high: float = 0, *, above: bool = False, kind: type = int,
+             most: int | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field with its bound. None, where it is the default, stays allowed."""
+    return field(default=default, metadata={"bound": Bound(kind, low, high, above, most, choices)})
+
+
+def check_bounds(record: Any) -> None:
+    """Raise RequestError, naming the field, when a `_bounded` field of a dataclass holds what it may not."""
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if "bound" in f.metadata and (value is not None or f.default is not None):
+            f.metadata["bound"].check(f.name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,29 +96,29 @@ class SamplingParams:
     Raises RequestError, naming the field, when a value is out of bounds.
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0 or -1: off
-    min_p: float = 0.0
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] = ()
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    max_tokens: int | None = None  # None: the rest of the context
-    min_tokens: int = 0
-    logprobs: int | None = None  # None: none; 0: the chosen token only
-    prompt_logprobs: int | None = None
-    logprobs_mode: Literal["raw", "processed"] = "raw"
-    detokenize: bool = True
-    skip_special_tokens: bool = True
+    n: int = _bounded(1, 1, MAX_N)
+    temperature: float = _bounded(1.0, 0, 2, kind=float)
+    top_p: float = _bounded(1.0, 0, 1, above=True, kind=float)
+    top_k: int = _bounded(0, -1, MAX_COUNT)  # 0 or -1: off
+    min_p: float = _bounded(0.0, 0, 1, kind=float)
+    seed: int | None = _bounded(None, -(1 << 63), (1 << 64) - 1)
+    presence_penalty: float = _bounded(0.0, -2, 2, kind=float)
+    frequency_penalty: float = _bounded(0.0, -2, 2, kind=float)
+    repetition_penalty: float = _bounded(1.0, 0, 10, above=True, kind=float)
+    logit_bias: Mapping[int, float] = _bounded((), -100, 100, kind=float, most=MAX_LOGIT_BIAS)
+    allowed_token_ids: Sequence[int] | None = _bounded(None, 0, MAX_COUNT, most=MAX_ALLOWED_TOKENS)
+    bad_words: Sequence[str] = _bounded((), 1, MAX_STOP_CHARS, kind=str, most=MAX_BAD_WORDS)
+    stop: str | Sequence[str] = _bounded((), 1, MAX_STOP_CHARS, kind=str, most=MAX_STOP_STRINGS)
+    stop_token_ids: Sequence[int] = _bounded((), 0, MAX_COUNT, most=MAX_STOP_TOKEN_IDS)
+    include_stop_str_in_output: bool = _bounded(False, kind=bool)
+    ignore_eos: bool = _bounded(False, kind=bool)
+    max_tokens: int | None = _bounded(None, 0, MAX_COUNT)  # None: the rest of the context
+    min_tokens: int = _bounded(0, 0, MAX_COUNT)
+    logprobs: int | None = _bounded(None, 0, MAX_LOGPROBS)  # None: none; 0: the chosen token only
+    prompt_logprobs: int | None = _bounded(None, 0, MAX_LOGPROBS)
+    logprobs_mode: Literal["raw", "processed"] = _bounded("raw", kind=str, choices=("raw", "processed"))
+    detokenize: bool = _bounded(True, kind=bool)
+    skip_special_tokens: bool = _bounded(True, kind=bool)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -91,51 +129,13 @@ class SamplingParams:
                 raise RequestError(f"{name} must be a list, not a string", name)
             set_(self, name, None if value is None else tuple(value))
         set_(self, "logit_bias", dict(self.logit_bias or {}))
-        self._check_counts()
-        self._check_numbers()
-        self._check_lists()
-
-    def _check_counts(self) -> None:
-        _integer("n", self.n, 1, MAX_N)
-        _integer("top_k", self.top_k, -1, MAX_COUNT)
-        _integer("min_tokens", self.min_tokens, 0, MAX_COUNT)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 0, MAX_COUNT)
-            if self.min_tokens > self.max_tokens:
-                raise RequestError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}", "min_tokens")
-        if self.seed is not None:
-            _integer("seed", self.seed, -(1 << 63), (1 << 64) - 1)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
-        if self.logprobs_mode not in ("raw", "processed"):
-            raise RequestError("logprobs_mode must be 'raw' or 'processed'", "logprobs_mode")
-
-    def _check_numbers(self) -> None:
-        _number("temperature", self.temperature, 0, 2)
-        _number("top_p", self.top_p, 0, 1, above=True)
-        _number("min_p", self.min_p, 0, 1)
-        _number("presence_penalty", self.presence_penalty, -2, 2)
-        _number("frequency_penalty", self.frequency_penalty, -2, 2)
-        _number("repetition_penalty", self.repetition_penalty, 0, 10, above=True)
-
-    def _check_lists(self) -> None:
-        _listed("stop", self.stop, str, MAX_STOP_STRINGS)
-        if not all(0 < len(s) <= MAX_STOP_CHARS for s in self.stop):
-            raise RequestError(f"each stop string must have 1 to {MAX_STOP_CHARS} characters", "stop")
-        _listed("stop_token_ids", self.stop_token_ids, int, MAX_STOP_TOKEN_IDS)
-        _listed("bad_words", self.bad_words, str, MAX_BAD_WORDS)
-        if not all(0 < len(s) <= MAX_STOP_CHARS for s in self.bad_words):
-            raise RequestError(f"each bad word must have 1 to {MAX_STOP_CHARS} characters", "bad_words")
-        if self.allowed_token_ids is not None:
-            _listed("allowed_token_ids", self.allowed_token_ids, int, MAX_ALLOWED_TOKENS)
-            if not self.allowed_token_ids:
-                raise RequestError("allowed_token_ids must not be empty", "allowed_token_ids")
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            raise RequestError(f"logit_bias must have at most {MAX_LOGIT_BIAS} entries", "logit_bias")
-        for token, bias in self.logit_bias.items():
-            _integer("logit_bias", token, 0, MAX_COUNT)
-            _number("logit_bias", bias, -100, 100)
+        check_bounds(self)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}", "min_tokens")
+        if self.allowed_token_ids == ():
+            raise RequestError("allowed_token_ids must not be empty", "allowed_token_ids")
+        for token in self.logit_bias:
+            Bound(int, 0, MAX_COUNT).check("logit_bias", token)
 
     def check(self, vocab_size: int) -> None:
         """Raise RequestError when a token id lies outside the vocabulary."""
@@ -158,11 +158,14 @@ class Request:
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     bad_word_ids: Sequence[Sequence[int]] = ()  # params.bad_words, tokenised by whoever owns the tokenizer
-    priority: int = 0  # lower runs first
+    priority: int = _bounded(0, -MAX_COUNT, MAX_COUNT)  # lower runs first
     arrival_s: float = 0.0  # monotonic clock
     deadline_s: float | None = None  # monotonic clock; after it the request ends with reason "deadline"
-    cache_salt: str = ""  # prefixes are shared only among equal salts
+    cache_salt: str = _bounded("", 0, MAX_SALT_CHARS, kind=str)  # prefixes are shared only among equal salts
     pooling: Pooling | None = None  # an embedding is wanted, no tokens are sampled
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True, slots=True)
