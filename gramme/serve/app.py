@@ -17,13 +17,22 @@ from gramme.serve.errors import FORESEEN, HttpError, http_error
 from gramme.serve.intake import Intake
 from gramme.serve.job import Job
 from gramme.serve.metrics import Metrics
-from gramme.serve.openai import ChatCompletion, Completion, Detokenize, Embeddings, Sampled, Tokenize, parse, sampling
+from gramme.serve.openai import (
+    MAX_BODY_BYTES,
+    ChatCompletion,
+    Completion,
+    Detokenize,
+    Embeddings,
+    Sampled,
+    Tokenize,
+    parse,
+    sampling,
+)
+from gramme.serve.openai import prompts as prompts_of
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
 from gramme.serve.streaming import events, until_gone
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
-
-MAX_BODY_BYTES = 8 << 20
 
 
 class Server:
@@ -80,7 +89,7 @@ class Server:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", "prompt")
         if body.messages is not None:
-            ids = await self.intake.encode_chat(body.messages, add_generation_prompt=body.add_generation_prompt)
+            ids = await self.intake.encode_chat(body)
         else:
             ids = await self.intake.encode(body.prompt, body.add_special_tokens)
         return _json({"tokens": ids, "count": len(ids), "max_model_len": self.intake.limit,
@@ -93,9 +102,10 @@ class Server:
 
     async def embed(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Embeddings)
-        if body.encoding_format not in ("float", "base64"):
-            raise RequestError("encoding_format must be float or base64", "encoding_format")
-        prompts = [await self.intake.ids(p) for p in Completion(prompt=body.input).prompts()]
+        width = self.llm.ready.model.width
+        if body.dimensions not in (None, width):
+            raise RequestError(f"dimensions must be {width}, which is what the model has", "dimensions")
+        prompts = [await self.intake.ids(p) for p in prompts_of(body.input, "input")]
         requests = [self.intake.request(ids, SamplingParams(), pooling="mean") for ids in prompts]
         vectors = await until_gone(http, _all(map(self._vector, requests)))
         return _json(embedding_list(vectors, body.encoding_format, self.model, sum(map(len, prompts))), warnings)
@@ -104,30 +114,35 @@ class Server:
         body, warnings = await self._body(http, Completion)
         own = {"logprobs": body.logprobs, "max_tokens": 16 if body.max_tokens is None else body.max_tokens}
         if body.echo:
-            own["prompt_logprobs"] = body.logprobs
+            own["prompt_logprobs"] = body.logprobs if body.prompt_logprobs is None else body.prompt_logprobs
             if body.stream:
                 raise RequestError("echo cannot be streamed", "echo")
+        elif body.max_tokens == 0 and body.prompt_logprobs is None:
+            raise RequestError("max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
         params = sampling(body, self.intake.defaults, **own)
         prompts = [await self.intake.ids(p, body.add_special_tokens) for p in body.prompts()]
         job = self._job(body, params, prompts)
-        return await self._answer(http, body, job, CompletionReply(job, self.model, self.tokenizer, _usage(body),
-                                                                   body.echo), warnings)
+        return await self._answer(http, body, job, CompletionReply(job, body, self.model, self.tokenizer), warnings)
 
     async def chat(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, ChatCompletion)
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        if body.top_logprobs is not None and not body.logprobs:
+            raise RequestError("top_logprobs needs logprobs", "top_logprobs")
+        if most == 0:
+            raise RequestError("max_tokens must be at least 1", "max_tokens")
         params = sampling(body, self.intake.defaults, max_tokens=most,
                           logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        ids = await self.intake.encode_chat(body.messages, add_generation_prompt=body.add_generation_prompt,
-                                            continue_final_message=body.continue_final_message)
-        job = self._job(body, params, [ids])
-        return await self._answer(http, body, job, ChatReply(job, self.model, self.tokenizer, _usage(body)), warnings)
+        job = self._job(body, params, [await self.intake.encode_chat(body)])
+        return await self._answer(http, body, job, ChatReply(job, body, self.model, self.tokenizer), warnings)
 
     def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]]) -> Job:
         return Job([self.intake.request(ids, params, body) for ids in prompts], self.llm, self.tokenizer, self.metrics)
 
     async def _answer(self, http: HttpRequest, body: Sampled, job: Job, reply: Reply, warnings: list[str]) -> Response:
         if body.stream:
+            if body.prompt_logprobs is not None:
+                raise RequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
             return StreamingResponse(events(job, reply), media_type="text/event-stream", headers=_header(warnings))
         await until_gone(http, job.drain())
         return _json(reply.whole(), warnings)
@@ -190,10 +205,6 @@ async def _plain_error(http: HttpRequest, error: Exception) -> Response:
 
 async def _all(work: Any) -> list[Any]:
     return await asyncio.gather(*work)
-
-
-def _usage(body: Sampled) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
 
 
 def _json(body: dict[str, Any], warnings: list[str]) -> JSONResponse:

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from hashlib import sha256
 
 from gramme.config import EngineConfig
 from gramme.request import EngineStats, Request, RequestError, Update
@@ -45,6 +46,15 @@ class AsyncLLM:
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         ours.sendall(pack(Start(config)))
         return cls(ours, process)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Changes when the same seed may give other tokens: another model, other kernels, other number formats."""
+        if self.ready is None:
+            return None
+        plan = self.ready.plan
+        said = f"{self.ready.model} {plan.backend} {plan.dtype} {plan.kv_dtype}"
+        return "fp_" + sha256(said.encode()).hexdigest()[:10]
 
     async def start(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._sock)

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from gramme.config import GenerationDefaults
 from gramme.request import Request, RequestError, SamplingParams
 from gramme.serve.async_llm import AsyncLLM
-from gramme.serve.openai import Sampled
+from gramme.serve.openai import ChatCompletion, Sampled, Tokenize, template_variables
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class Intake:
         params.check(self.llm.ready.model.vocab_size)
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words]
         if body is not None:
-            more |= {"priority": body.priority, "cache_salt": body.cache_salt}
+            more |= {"priority": body.priority, "cache_salt": body.cache_salt or ""}
         return Request(id=uuid4().hex, prompt_token_ids=ids, params=params, bad_word_ids=bad,
                        arrival_s=time.monotonic(), **more)
 
@@ -59,8 +59,14 @@ class Intake:
             raise RequestError("the text holds half a surrogate pair", "prompt") from None
         return await run_in_threadpool(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
-    async def encode_chat(self, messages: list[dict[str, Any]], **template: Any) -> list[int]:
-        return await run_in_threadpool(self.chat_form.encode, self.tokenizer, messages, **template)
+    async def encode_chat(self, body: ChatCompletion | Tokenize) -> list[int]:
+        if body.continue_final_message and body.add_generation_prompt:
+            raise RequestError("continue_final_message and add_generation_prompt contradict each other",
+                               "continue_final_message")
+        return await run_in_threadpool(
+            self.chat_form.encode, self.tokenizer, body.messages,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=body.continue_final_message, **template_variables(body.chat_template_kwargs))
 
     def check_ids(self, ids: list[int], param: str) -> None:
         size = self.llm.ready.model.vocab_size

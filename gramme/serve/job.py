@@ -21,6 +21,7 @@ class Job:
         self.assemblies = [_assembly(r, tokenizer) for r in requests]
         self.params = requests[0].params
         self.created = int(time.time())
+        self.fingerprint = llm.fingerprint
         self._llm, self._metrics = llm, metrics
 
     async def run(self) -> AsyncIterator[tuple[int, Update, str]]:
@@ -41,12 +42,27 @@ class Job:
         return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
                 "prompt_tokens_details": {"cached_tokens": cached}}
 
+    def timings(self) -> dict[str, Any]:
+        """llama.cpp's names. Milliseconds from arrival to the first token, and from there to the last."""
+        every = [a.metrics for a in self.assemblies]
+        began = min(m.arrival_s for m in every)
+        first = min((m.first_token_s for m in every if m.first_token_s is not None), default=began)
+        last = max((m.finished_s for m in every if m.finished_s is not None), default=first)
+        used, prompt_ms, predicted_ms = self.usage(), (first - began) * 1e3, (last - first) * 1e3
+        n, cached = used["completion_tokens"], used["prompt_tokens_details"]["cached_tokens"]
+        computed = used["prompt_tokens"] - cached
+        return {"prompt_n": computed, "prompt_ms": prompt_ms, "prompt_per_second": _rate(computed, prompt_ms),
+                "predicted_n": n, "predicted_ms": predicted_ms, "predicted_per_second": _rate(n - 1, predicted_ms),
+                "cache_n": cached}
+
     async def _one(self, assembly: Assembly) -> AsyncIterator[tuple[Update, str]]:
         async with aclosing(self._llm.generate(assembly.request)) as updates:
             async for u in updates:
                 if assembly.reasons[u.index] is not None:
                     continue  # tokens that were on their way when a stop string was found
-                text = assembly.feed(u)
+                before, text = assembly.metrics, assembly.feed(u)
+                if u.token_ids:
+                    self._metrics.progressed(before, assembly.metrics)
                 if u.finish_reason == "error":
                     raise HttpError(500, u.error or "the engine failed", "internal_error")
                 if assembly.reasons[u.index] and u.finish_reason is None:
@@ -54,7 +70,11 @@ class Job:
                 yield u, text
                 if assembly.finished:
                     break
-        self._metrics.finished(assembly.metrics, [r for r in assembly.reasons if r])
+        self._metrics.finished(assembly)
+
+
+def _rate(tokens: int, ms: float) -> float | None:
+    return tokens / ms * 1e3 if ms > 0 else None
 
 
 def _assembly(request: Request, tokenizer: Tokenizer) -> Assembly:

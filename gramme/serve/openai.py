@@ -1,22 +1,62 @@
-"""OpenAI's request bodies, checked and mapped to SamplingParams. Knows no engine and no HTTP."""
+"""What clients send: the bodies of OpenAI's API and its neighbours, each field bounded. Knows no engine and no HTTP.
+
+Where a field has a namesake in SamplingParams its bound is there; all others carry theirs here. /openapi.json is made
+from these classes.
+"""
 import json
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from gramme.request import MAX_COUNT, MAX_SALT_CHARS, RequestError, SamplingParams
 
-UNSUPPORTED = ("tools", "functions", "suffix", "audio", "prediction", "structured_outputs", "use_beam_search")
+MAX_BODY_BYTES = 8 << 20
+MAX_PROMPTS = 1024
+MAX_DEPTH = 64  # of nested lists and objects
+
+Text = Annotated[str, Meta(max_length=MAX_BODY_BYTES)]
+Label = Annotated[str, Meta(max_length=512)]
+Name = Annotated[str, Meta(max_length=256)]
+Token = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Tokens = Annotated[list[Token], Meta(max_length=1 << 20)]
+Prompt = Text | Annotated[list[Text | Token | Tokens], Meta(max_length=1 << 20)]
+Object = Annotated[dict[str, Any], Meta(max_length=128)]
+Messages = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=4096)]
+Scalars = Annotated[dict[Name, bool | int | float | Label | None], Meta(max_length=64)]
+
+# Known, and not done here: refused by name unless the value says "off".
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (), "best_of": (1,), "chat_template": (), "documents": ([],), "frequency_penalty_decay": (),
+    "function_call": ("none",), "functions": ([],), "length_penalty": (1,), "modalities": (["text"],),
+    "parallel_tool_calls": (), "prediction": (), "prompt_embeds": (), "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},), "store": (False,), "structured_outputs": (), "suffix": ("",),
+    "thinking_token_budget": (), "tool_choice": ("none",), "tools": ([],), "truncate_prompt_tokens": (),
+    "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
+}
+GUIDED = ["guided_json", "guided_regex", "guided_choice", "guided_grammar"]
+RESERVED = {"chat_template", "tokenize", "tools", "messages", "documents", "add_generation_prompt", "bos_token",
+            "eos_token", "continue_final_message", "tokenizer"}  # not to be set by chat_template_kwargs
 
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
-class Sampled(msgspec.Struct, kw_only=True):
+class Body(msgspec.Struct, kw_only=True):
+    """What every body may hold. The labels are for the caller's own records; nothing here keeps or uses them."""
+
+    model: Name | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    metadata: Annotated[dict[Name, Label], Meta(max_length=16)] | None = None
+
+
+class Sampled(Body, kw_only=True):
     """What chat and completions share; None: the model's default."""
 
-    model: str | None = None
     max_tokens: int | None = None
     n: int = 1
     stream: bool = False
@@ -38,60 +78,101 @@ class Sampled(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
-    priority: Annotated[int, msgspec.Meta(ge=-MAX_COUNT, le=MAX_COUNT)] = 0
-    cache_salt: Annotated[str, msgspec.Meta(max_length=MAX_SALT_CHARS)] = ""
-    best_of: int | None = None
-    response_format: dict[str, Any] | None = None
-    user: str | None = None
+    prompt_logprobs: int | None = None
+    priority: Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)] = 0
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
+    service_tier: Annotated[str, Meta(pattern="^(auto|default)$", max_length=16)] | None = None
+    return_token_ids: bool = False
+    timings: bool = False
 
 
 class Completion(Sampled, kw_only=True):
-    prompt: str | list[str | int | list[int]]
+    prompt: Prompt
     echo: bool = False
     logprobs: int | None = None
     add_special_tokens: bool = True
 
     def prompts(self) -> list[str | list[int]]:
-        p = self.prompt
-        if isinstance(p, str):
-            return [p]
-        if p and all(isinstance(x, int) for x in p):
-            return [p]
-        if not p or len(p) > 1024 or any(isinstance(x, int) for x in p):
-            raise RequestError("prompt must be a string, token ids, or a list of 1 to 1024 of either", "prompt")
-        return p
+        return prompts(self.prompt, "prompt")
 
 
 class ChatCompletion(Sampled, kw_only=True):
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool = False
-    top_logprobs: int | None = None
-    add_generation_prompt: bool = True
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None  # the default is true, unless the final message is continued
     continue_final_message: bool = False
+    chat_template_kwargs: Scalars | None = None
 
 
-class Embeddings(msgspec.Struct, kw_only=True):
-    input: str | list[str | int | list[int]]
-    model: str | None = None
-    encoding_format: str = "float"
+class Embeddings(Body, kw_only=True):
+    input: Prompt
+    encoding_format: Annotated[str, Meta(pattern="^(float|base64)$", max_length=8)] = "float"
+    dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
 
 
-class Tokenize(msgspec.Struct, kw_only=True):
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+class Tokenize(Body, kw_only=True):
+    prompt: Text | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    model: str | None = None
+    add_generation_prompt: bool | None = None  # the default is true, unless the final message is continued
+    continue_final_message: bool = False
+    chat_template_kwargs: Scalars | None = None
 
 
-class Detokenize(msgspec.Struct, kw_only=True):
-    tokens: list[int]
-    model: str | None = None
+class Detokenize(Body, kw_only=True):
+    tokens: Tokens
 
 
-def parse(body: bytes, kind: type) -> tuple[Any, list[str]]:
-    """The record and the names of unknown fields. Raises RequestError for anything that is not as it should be."""
+def prompts(given: Any, param: str) -> list[str | list[int]]:
+    """One prompt or several: a string, token ids, or a list of either."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(x, int) for x in given):
+        return [given]
+    if not given or len(given) > MAX_PROMPTS or any(isinstance(x, int) for x in given):
+        raise RequestError(f"{param} must be a string, token ids, or a list of 1 to {MAX_PROMPTS} of either", param)
+    return list(given)
+
+
+def parse(body: bytes, kind: type[msgspec.Struct]) -> tuple[Any, list[str]]:
+    """The record and the names of unknown fields; null means absent.
+
+    Raises RequestError for anything that is not as it should be.
+    """
+    raw = {name: value for name, value in _object(body).items() if value is not None}
+    names = set(kind.__struct_fields__)
+    for name, value in raw.items():
+        if name in GUIDED:
+            raise RequestError(f"{name} has another name now: structured_outputs", name)
+        if name in UNSUPPORTED and name not in names and value not in UNSUPPORTED[name]:
+            raise RequestError(f"{name} is not supported", name)
+    try:
+        record = msgspec.convert(raw, kind)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        field = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0].partition(".")[0]
+        raise RequestError(str(error), field or None) from None
+    return record, [name for name in raw if name not in names and name not in UNSUPPORTED]
+
+
+def sampling(body: Sampled, defaults: dict[str, Any], **fixed: Any) -> SamplingParams:
+    """SamplingParams of a body: what it says, then the model's defaults."""
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream", "stream_options")
+    names = set(SamplingParams.__dataclass_fields__) & set(Sampled.__struct_fields__) - {"max_tokens", "logit_bias"}
+    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    return SamplingParams(**(defaults | given | {"logit_bias": _bias(body.logit_bias or {})} | fixed))
+
+
+def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
+    for name in given or ():
+        if name in RESERVED:
+            raise RequestError(f"chat_template_kwargs must not hold {name}", "chat_template_kwargs")
+    return given or {}
+
+
+def _object(body: bytes) -> dict[str, Any]:
     try:
         raw = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_not_finite)
         if b"\\u" in body:  # escapes may spell half a surrogate pair, which no message can carry
@@ -102,37 +183,23 @@ def parse(body: bytes, kind: type) -> tuple[Any, list[str]]:
         raise RequestError(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(raw, dict):
         raise RequestError("the body must be a JSON object")
-    for name in raw:
-        if raw[name] and (name in UNSUPPORTED or name.startswith("guided_")):
-            raise RequestError(f"{name} is not supported", name)
-    try:
-        record = msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
-        field = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0].partition(".")[0]
-        raise RequestError(str(error), field or None) from None
-    if isinstance(record, Sampled):
-        _check_supported(record)
-    return record, [name for name in raw if name not in kind.__struct_fields__]
+    _check_depth(raw)
+    return raw
 
 
-def sampling(body: Sampled, defaults: dict[str, Any], **fixed: Any) -> SamplingParams:
-    """SamplingParams of a body: what it says, then the model's defaults."""
-    names = set(SamplingParams.__dataclass_fields__) & set(Sampled.__struct_fields__) - {"max_tokens", "logit_bias"}
-    given = {name: value for name in names if (value := getattr(body, name)) is not None}
-    return SamplingParams(**(defaults | given | {"logit_bias": _bias(body.logit_bias or {})} | fixed))
+def _check_depth(raw: dict[str, Any]) -> None:
+    level: list[Any] = [raw]
+    for _ in range(MAX_DEPTH):
+        level = [x for c in level for x in (c.values() if isinstance(c, dict) else c) if isinstance(x, dict | list)]
+        if not level:
+            return
+    raise RequestError(f"the body is nested more than {MAX_DEPTH} deep")
 
 
 def _bias(raw: dict[str, float]) -> dict[int, float]:
     if not all(k.isascii() and k.isdigit() and len(k) < 12 for k in raw):
         raise RequestError("logit_bias: keys must be token ids", "logit_bias")
     return {int(k): v for k, v in raw.items()}
-
-
-def _check_supported(body: Sampled) -> None:
-    if body.best_of is not None and body.best_of != body.n:
-        raise RequestError("best_of other than n is not supported", "best_of")
-    if body.response_format is not None and body.response_format.get("type") != "text":
-        raise RequestError("response_format other than text is not supported", "response_format")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
+from gramme.llm.assembly import Assembly
 from gramme.request import Logprobs, Update
 from gramme.serve.job import Job
+from gramme.serve.openai import ChatCompletion, Completion, Sampled
 from gramme.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -27,44 +29,41 @@ class Reply(Protocol):
 class CompletionReply:
     """/v1/completions. With `echo` the prompt comes back before the answer, in text and in scores."""
 
-    def __init__(self, job: Job, model: str, tokenizer: Tokenizer, usage: bool = False, echo: bool = False):
-        self._job, self._tokenizer, self._echo = job, tokenizer, echo
-        self._usage = usage
-        self._head = {"id": "cmpl-" + uuid4().hex, "object": "text_completion", "created": job.created, "model": model}
+    def __init__(self, job: Job, body: Completion, model: str, tokenizer: Tokenizer):
+        self._job, self._body, self._tokenizer = job, body, tokenizer
+        self._head = {"id": "cmpl-" + uuid4().hex, "object": "text_completion", "created": job.created, "model": model,
+                      "system_fingerprint": job.fingerprint}
 
     def begin(self) -> Iterator[Json]:
         return iter(())
 
     def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
         a, i = self._job.assemblies[which], update.index
-        if text or a.reasons[i] or update.logprobs:
+        if text or a.reasons[i] or update.logprobs or self._body.return_token_ids:
             pairs = list(zip(update.token_ids, update.logprobs or ()))
-            scores = self._scores(pairs) if update.logprobs else None
-            yield self._event({"index": which * self._job.params.n + i, "text": text, "logprobs": scores,
-                               "finish_reason": a.reasons[i], "stop_reason": a.stops[i]})
+            choice = {"index": which * self._job.params.n + i, "text": text, "finish_reason": a.reasons[i],
+                      "stop_reason": a.stops[i], "logprobs": self._scores(pairs) if update.logprobs else None}
+            yield self._head | {"choices": [choice | _token_ids(self._body, update.token_ids)]} | _no_usage(self._body)
 
     def end(self) -> Iterator[Json]:
-        if self._usage:
-            yield self._head | {"choices": [], "usage": self._job.usage()}
+        yield from _last(self._body, self._job, self._head)
 
     def whole(self) -> Json:
         n = self._job.params.n
         choices = [self._choice(which, i) for which in range(len(self._job.assemblies)) for i in range(n)]
-        return self._head | {"choices": choices, "usage": self._job.usage()}
-
-    def _event(self, choice: Json) -> Json:
-        return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
+        return self._head | {"choices": choices, "usage": self._job.usage()} | _timings(self._body, self._job)
 
     def _choice(self, which: int, i: int) -> Json:
         a = self._job.assemblies[which]
         pairs, text = list(zip(a.tokens[i], a.logprobs[i])), a.texts[i]
-        if self._echo:
+        if self._body.echo:
             ids = a.request.prompt_token_ids
             pairs = list(zip(ids, a.prompt_logprobs or ())) + pairs
             text = self._tokenizer.decode(ids) + text
         scores = self._scores(pairs) if self._job.params.logprobs is not None else None
-        return {"index": which * self._job.params.n + i, "text": text, "logprobs": scores,
-                "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+        choice = {"index": which * self._job.params.n + i, "text": text, "logprobs": scores,
+                  "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+        return choice | _token_ids(self._body, a.tokens[i], a) | _prompt_scores(self._body, a, self._tokenizer)
 
     def _scores(self, pairs: Sequence[tuple[int, Logprobs | None]]) -> Json:
         """The completions form: lists by token. A prompt's first token has no score."""
@@ -85,9 +84,10 @@ class CompletionReply:
 class ChatReply:
     """/v1/chat/completions."""
 
-    def __init__(self, job: Job, model: str, tokenizer: Tokenizer, usage: bool = False):
-        self._job, self._tokenizer, self._usage = job, tokenizer, usage
-        self._head = {"id": "chatcmpl-" + uuid4().hex, "created": job.created, "model": model}
+    def __init__(self, job: Job, body: ChatCompletion, model: str, tokenizer: Tokenizer):
+        self._job, self._body, self._tokenizer = job, body, tokenizer
+        self._head = {"id": "chatcmpl-" + uuid4().hex, "created": job.created, "model": model,
+                      "system_fingerprint": job.fingerprint}
 
     def begin(self) -> Iterator[Json]:
         for i in range(self._job.params.n):
@@ -95,30 +95,31 @@ class ChatReply:
 
     def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
         a, i = self._job.assemblies[which], update.index
-        if text or a.reasons[i] or update.logprobs:
+        if text or a.reasons[i] or update.logprobs or self._body.return_token_ids:
             pairs = list(zip(update.token_ids, update.logprobs or ()))
             scores = {"content": self._scores(pairs)} if update.logprobs else None
-            yield self._event({"index": i, "delta": {"content": text} if text else {}, "logprobs": scores,
-                               "finish_reason": a.reasons[i], "stop_reason": a.stops[i]})
+            choice = {"index": i, "delta": {"content": text} if text else {}, "logprobs": scores,
+                      "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+            yield self._event(choice | _token_ids(self._body, update.token_ids))
 
     def end(self) -> Iterator[Json]:
-        if self._usage:
-            yield self._head | {"object": "chat.completion.chunk", "choices": [], "usage": self._job.usage()}
+        yield from _last(self._body, self._job, self._head | {"object": "chat.completion.chunk"})
 
     def whole(self) -> Json:
+        [a] = self._job.assemblies
         choices = [self._choice(i) for i in range(self._job.params.n)]
-        return self._head | {"object": "chat.completion", "choices": choices, "usage": self._job.usage()}
+        head = self._head | {"object": "chat.completion", "choices": choices, "usage": self._job.usage()}
+        return head | _timings(self._body, self._job) | _prompt_scores(self._body, a, self._tokenizer)
 
     def _event(self, choice: Json) -> Json:
-        head = self._head | {"object": "chat.completion.chunk", "choices": [choice]}
-        return head | ({"usage": None} if self._usage else {})
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]} | _no_usage(self._body)
 
     def _choice(self, i: int) -> Json:
         [a] = self._job.assemblies
-        wanted = self._job.params.logprobs is not None
-        scores = {"content": self._scores(list(zip(a.tokens[i], a.logprobs[i])))} if wanted else None
-        return {"index": i, "message": {"role": "assistant", "content": a.texts[i]}, "logprobs": scores,
-                "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+        scores = {"content": self._scores(list(zip(a.tokens[i], a.logprobs[i])))} if self._body.logprobs else None
+        choice = {"index": i, "message": {"role": "assistant", "content": a.texts[i]}, "logprobs": scores,
+                  "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+        return choice | _token_ids(self._body, a.tokens[i], a)
 
     def _scores(self, pairs: Sequence[tuple[int, Logprobs]]) -> list[Json]:
         ranked = lambda scores: sorted(scores.items(), key=lambda item: item[1].rank)
@@ -128,6 +129,37 @@ class ChatReply:
     def _entry(self, token: int, logprob: float) -> Json:
         return {"token": token_name(self._tokenizer, token), "logprob": finite(logprob),
                 "bytes": list(self._tokenizer.token_bytes(token))}
+
+
+def _no_usage(body: Sampled) -> Json:
+    """Chunks of a stream that will end with usage say that they have none."""
+    return {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
+
+
+def _last(body: Sampled, job: Job, head: Json) -> Iterator[Json]:
+    """The chunk without choices that ends a stream, if usage or timings were asked for."""
+    usage = {"usage": job.usage()} if _no_usage(body) else {}
+    if last := usage | _timings(body, job):
+        yield head | {"choices": []} | last
+
+
+def _timings(body: Sampled, job: Job) -> Json:
+    return {"timings": job.timings()} if body.timings else {}
+
+
+def _token_ids(body: Sampled, ids: Sequence[int], whole: Assembly | None = None) -> Json:
+    if not body.return_token_ids:
+        return {}
+    return {"token_ids": list(ids)} | ({"prompt_token_ids": list(whole.request.prompt_token_ids)} if whole else {})
+
+
+def _prompt_scores(body: Sampled, a: Assembly, tokenizer: Tokenizer) -> Json:
+    """vLLM's form: None for the first token, then {token id: {logprob, rank, decoded_token}}."""
+    if body.prompt_logprobs is None or a.prompt_logprobs is None:
+        return {}
+    entry = lambda t, s: {"logprob": finite(s.logprob), "rank": s.rank, "decoded_token": token_name(tokenizer, t)}
+    return {"prompt_logprobs": [None if scores is None else {str(t): entry(t, s) for t, s in scores.items()}
+                                for scores in a.prompt_logprobs]}
 
 
 def embedding_list(vectors: Sequence[Sequence[float]], form: str, model: str, tokens: int) -> Json:

@@ -176,3 +176,32 @@ def test_the_one_model_is_listed_and_unknown_fields_are_named(base, client):
     assert "colour" in reply.headers["warnings"]
     assert httpx.post(base + "/v1/completions", content=b"a=1").status_code == 415
     assert set(httpx.get(base + "/nowhere").json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_null_means_absent(base):
+    body = {"prompt": [3], "max_tokens": 2, "temperature": 0, "ignore_eos": True}
+    plain = httpx.post(base + "/v1/completions", json=body).json()
+    nulls = dict.fromkeys(("n", "stop", "seed", "logprobs", "stream", "tools", "cache_salt", "echo", "suffix"))
+    assert httpx.post(base + "/v1/completions", json=body | nulls).json()["choices"] == plain["choices"]
+
+
+def test_tokens_and_times_come_when_asked_for(base):
+    ask = {"prompt": [3, 4], "max_tokens": 5, "ignore_eos": True, "return_token_ids": True, "timings": True}
+    reply = httpx.post(base + "/v1/completions", json=ask).json()
+    assert len(reply["choices"][0]["token_ids"]) == 5 and reply["choices"][0]["prompt_token_ids"] == [3, 4]
+    assert reply["timings"]["predicted_n"] == 5 and reply["timings"]["prompt_ms"] > 0
+    assert "timings" not in httpx.post(base + "/v1/completions", json=ask | {"timings": False}).json()
+
+
+def test_prompt_scores_come_in_vllms_form(base):
+    ask = {"prompt": [3, 4, 5], "max_tokens": 1, "prompt_logprobs": 2}
+    scores = httpx.post(base + "/v1/completions", json=ask).json()["choices"][0]["prompt_logprobs"]
+    assert scores[0] is None and "5" in scores[2] and scores[2]["5"]["rank"] >= 1
+
+
+def test_metrics_have_vllms_names(base):
+    text = httpx.get(base + "/metrics").text
+    for name in ("num_requests_running", "kv_cache_usage_perc", "prompt_tokens_total", "num_preemptions_total",
+                 "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket",
+                 "e2e_request_latency_seconds_bucket", "request_queue_time_seconds_bucket", "request_success_total"):
+        assert f"\ngramme:{name}{{" in text, name

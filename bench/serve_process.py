@@ -1,0 +1,89 @@
+"""A `gramme serve` of its own process for load tests and tests: started on a free port, waited for, ended."""
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+class Served:
+    """`with Served("dummy:tiny", "--kv-tokens", "1024") as s: s.post("/v1/completions", {...})`."""
+
+    def __init__(self, *args, env=None, wait=True, stderr=None):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        command = [sys.executable, "-m", "gramme", "serve", *args, "--port", str(self.port)]
+        self.process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stderr=stderr)
+        self.url = f"http://127.0.0.1:{self.port}"
+        if wait:
+            self.wait_ready()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            self.process.terminate()  # a second one: do not wait for what runs
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def wait_ready(self, limit_s=60):
+        self.wait_for(lambda: self.get("/health/ready")[0] == 200, limit_s)
+
+    def wait_for(self, true, limit_s=10):
+        end_s = time.monotonic() + limit_s
+        while time.monotonic() < end_s:
+            try:
+                if true():
+                    return
+            except OSError:
+                pass
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}")
+            time.sleep(0.05)
+        raise TimeoutError("what was waited for did not come true")
+
+    def request(self, method, path, body=None, headers=None, timeout=60):
+        """(status, headers, body) of one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, headers or {})
+            reply = connection.getresponse()
+            return reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read()
+        finally:
+            connection.close()
+
+    def get(self, path, **more):
+        status, _, body = self.request("GET", path, **more)
+        return status, body.decode()
+
+    def post(self, path, body, headers=None, **more):
+        """(status, parsed JSON)."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        status, _, reply = self.request(
+            "POST", path, data, {"content-type": "application/json"} | (headers or {}), **more)
+        return status, json.loads(reply)
+
+    def metric(self, name):
+        lines = self.get("/metrics")[1].splitlines()
+        return float(next(x for x in lines if x.startswith(f"gramme:{name}{{")).split()[-1])
+
+    def children(self, pid=None):
+        """Process ids below the server."""
+        pid = pid or self.process.pid
+        direct = [int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
+        return direct + [q for p in direct for q in self.children(p)]
+
+    def engine(self):
+        """The engine's process id."""
+        return next(p for p in self.children() if "gramme.serve.worker" in Path(f"/proc/{p}/cmdline").read_text())
