@@ -24,13 +24,13 @@ check: .venv-base/ready
 
 .venv-base/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-base
-	.venv-base/bin/python $(PIP) -e . pytest hypothesis openai ruff mypy
+	.venv-base/bin/python $(PIP) -e . pytest hypothesis jsonschema openai ruff mypy
 	touch $@
 
 .venv-torch/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python $(PIP) torch==2.13.0
-	.venv-torch/bin/python $(PIP) -e . pytest hypothesis transformers
+	.venv-torch/bin/python $(PIP) -e . pytest hypothesis jsonschema transformers
 	touch $@
 
 clean:

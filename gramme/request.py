@@ -6,6 +6,7 @@ Field names are vLLM's, so that scripts and people move over.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from json import dumps
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
@@ -21,6 +22,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKENS = 1 << 18
 MAX_COUNT = (1 << 31) - 1
 MAX_SALT_CHARS = 256
+MAX_GRAMMAR_CHARS = 1 << 16  # of a schema's JSON text, a Lark grammar, or all choices together
+MAX_REGEX_CHARS = 1 << 14
+MAX_CHOICES = 4096
 
 
 class RequestError(ValueError):
@@ -57,7 +61,7 @@ class Bound:
             raise RequestError(f"{name} must be {self}, not {value!r:.40}", name)
 
     def _holds(self, value: Any) -> bool:
-        if self.choices or self.kind is bool:
+        if self.choices or self.kind not in (int, float, str):
             return not self.choices or value in self.choices
         size = len(value) if self.kind is str else value
         return bool(self.low <= size <= self.high) and not (self.above and size == self.low)
@@ -65,6 +69,8 @@ class Bound:
     def __str__(self) -> str:
         if self.choices or self.kind is bool:
             return " or ".join(self.choices or ("true", "false"))
+        if self.kind not in (int, float, str):
+            return self.kind.__name__
         span = f"above {self.low:g}, up to {self.high:g}" if self.above else f"from {self.low} to {self.high}"
         return f"a string of {self.low} to {self.high} characters" if self.kind is str else f"{_NOUN[self.kind]} {span}"
 
@@ -84,6 +90,38 @@ def check_bounds(record: Any) -> None:
         value = getattr(record, f.name)
         if "bound" in f.metadata and (value is not None or f.default is not None):
             f.metadata["bound"].check(f.name, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """The form that an answer must have: exactly one of the fields is given. The engine's grammars compile it.
+
+    Raises RequestError when none or several are given, or one is too large.
+    """
+
+    json: str | Mapping[str, Any] | bool | None = _bounded(None, 1, MAX_GRAMMAR_CHARS, kind=str)  # a schema, as text
+    regex: str | None = _bounded(None, 1, MAX_REGEX_CHARS, kind=str)  # of the whole answer, in Rust's syntax
+    choice: Sequence[str] | None = _bounded(None, 1, MAX_GRAMMAR_CHARS, kind=str, most=MAX_CHOICES)
+    grammar: str | None = _bounded(None, 1, MAX_GRAMMAR_CHARS, kind=str)  # Lark, as llguidance reads it
+    json_object: bool = _bounded(False, kind=bool)  # any JSON object
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        try:
+            if self.json is not None and not isinstance(self.json, str):
+                set_(self, "json", dumps(self.json, ensure_ascii=False, allow_nan=False))
+            set_(self, "choice", tuple(self.choice) if isinstance(self.choice, list) else self.choice)
+            check_bounds(self)
+        except (TypeError, ValueError, RecursionError) as error:  # RequestError is a ValueError
+            raise RequestError(f"structured_outputs: {error!s:.200}", "structured_outputs") from None
+        given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False, ())]
+        if len(given) != 1:
+            names = ", ".join(f.name for f in fields(self))
+            raise RequestError(f"structured_outputs: give exactly one of {names}, not {len(given)}",
+                               "structured_outputs")
+        if sum(map(len, self.choice or ())) > MAX_GRAMMAR_CHARS:
+            most = f"{MAX_GRAMMAR_CHARS} characters together"
+            raise RequestError(f"structured_outputs: the choices have more than {most}", "structured_outputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +157,7 @@ class SamplingParams:
     logprobs_mode: Literal["raw", "processed"] = _bounded("raw", kind=str, choices=("raw", "processed"))
     detokenize: bool = _bounded(True, kind=bool)
     skip_special_tokens: bool = _bounded(True, kind=bool)
+    structured_outputs: StructuredOutputsParams | None = _bounded(None, kind=StructuredOutputsParams)  # noqa: RUF009
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -192,6 +231,7 @@ class Update:
     prompt_logprobs: Sequence[Logprobs | None] | None = None  # with the first tokens; None for the first prompt token
     embedding: Sequence[float] | None = None
     error: str | None = None  # with finish_reason "error"
+    error_param: str | None = None  # the field, when the request is at fault
     cached_tokens: int = 0  # prompt tokens that were not computed
     scheduled_s: float | None = None  # monotonic clock, when its first row was planned
 
@@ -252,3 +292,6 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
+    grammar_masks: int = 0
+    grammar_mask_s: float = 0.0
+    grammar_compile_s: float = 0.0

@@ -6,8 +6,9 @@ import gramme
 
 ROOT = Path(gramme.__file__).parent
 RANK = {
-    "config": 0, "request": 0, "core": 1, "plan": 1, "text": 1, "formats": 1, "kernels": 2, "quant": 3, "models": 4,
-    "runtime": 5, "llm": 6, "serve": 7, "bench": 7, "evals": 7, "train": 8, "quantize": 8, "cli": 9, "__main__": 10,
+    "config": 0, "request": 0, "core": 1, "plan": 1, "text": 1, "grammar": 1, "formats": 1, "kernels": 2, "quant": 3,
+    "models": 4, "runtime": 5, "llm": 6, "serve": 7, "bench": 7, "evals": 7, "train": 8, "quantize": 8, "cli": 9,
+    "__main__": 10,
 }
 HEAVY = {"torch", "triton", "transformers"}
 MAY_BE_HEAVY = ("kernels/eager.py", "kernels/cuda/", "train/", "quantize/")

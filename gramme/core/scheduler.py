@@ -158,6 +158,9 @@ class Scheduler:
         i = 0
         while budget and i < len(self.waiting):
             seq = self.waiting[i]
+            if seq.held:
+                i += 1
+                continue
             shareable = self._shareable(seq)
             if self._is_being_computed(shareable[-1:]):  # all of it: spares matching its pages in each step
                 i += 1

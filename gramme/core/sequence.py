@@ -6,7 +6,7 @@ from gramme.core.pages import Prefix
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Sequence:
-    """The first nine fields are the caller's, the others the scheduler's.
+    """The first fields are the caller's, the others the scheduler's.
 
     `tokens` holds prompt and answer. KV is committed for tokens[:cached] and scheduled for tokens[:planned]; between
     two commits `pending` tokens (0 or 1) are being sampled that the host does not know yet.
@@ -23,6 +23,7 @@ class Sequence:
     runs_ahead: bool = True  # False: its next step needs the newest token on the host
     caches: bool = True  # False: logits or hidden states of the prompt are wanted, so it must be computed
     pooling: bool = False  # samples nothing: ends when its prompt has run
+    held: bool = False  # True: it waits for something outside, such as its grammar, and lets others pass
 
     prompt_len: int = 0
     order: tuple[int, int] = (0, 0)  # priority, arrival

@@ -12,14 +12,26 @@ from gramme.core.batch import Batch
 from gramme.core.pages import PagePool
 from gramme.core.scheduler import Event, Scheduler
 from gramme.core.sequence import Sequence
+from gramme.grammar.compiler import Compiled, Grammars
 from gramme.kernels.load import backend
+from gramme.llm.vocabulary import vocabulary
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan
-from gramme.request import EngineStats, FinishReason, Logprobs, Request, RequestError, Update
+from gramme.request import (
+    EngineStats,
+    FinishReason,
+    Logprobs,
+    Request,
+    RequestError,
+    StructuredOutputsParams,
+    Update,
+)
 from gramme.runtime.runner import Launched, RowResult, Runner
 from gramme.runtime.sampler import Chooser
+
+IDLE_WAIT_S = 0.02  # for a grammar, when there is nothing else to do
 
 
 @dataclass(eq=False)
@@ -31,12 +43,14 @@ class Live:
     chooser: Chooser
     prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
     pooled: np.ndarray | None = None
+    refusal: RequestError | None = None  # its grammar could not be compiled
 
 
 class Engine:
     """Scheduler and runner under one roof. Not thread-safe: one thread adds, aborts and steps."""
 
-    def __init__(self, model: ModelConfig, decided: Plan, defaults: GenerationDefaults, runner: Runner):
+    def __init__(self, model: ModelConfig, decided: Plan, defaults: GenerationDefaults, runner: Runner,
+                 grammars: Grammars | None = None):
         self.model, self.plan, self.defaults, self.runner = model, decided, defaults, runner
         pool = PagePool(decided.pages, decided.page_size)
         self.scheduler = Scheduler(pool, decided.max_rows, decided.max_batch_tokens,
@@ -46,6 +60,8 @@ class Engine:
         self._live: dict[Sequence, Live] = {}
         self._by_id: dict[str, list[Sequence]] = {}
         self._flying: Launched | None = None
+        self._grammars = grammars
+        self._compiling: list[tuple[Compiled, list[Live]]] = []
         self._counts = {"steps": 0, "step_s": 0.0, "prompt_tokens": 0, "generated_tokens": 0}
 
     @classmethod
@@ -56,7 +72,8 @@ class Engine:
         kernels = backend(decided.backend)
         decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len)
         opened.check_all_used()
-        return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels))
+        grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))
+        return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels), grammars)
 
     @property
     def busy(self) -> bool:
@@ -67,6 +84,8 @@ class Engine:
         if request.id in self._by_id:
             raise RequestError(f"a request with id {request.id!r:.80} is already running", "id")
         lives = [self._sequence(request, i) for i in range(request.params.n)]
+        if request.params.structured_outputs is not None:
+            self._compile(request.params.structured_outputs, lives)
         for live in lives:
             self.scheduler.add(live.seq)
         self._by_id[request.id] = [live.seq for live in lives]
@@ -87,6 +106,7 @@ class Engine:
     def step(self) -> list[Update]:
         """Plan and run one step, commit what has come back, and say what it brought."""
         began = time.monotonic()
+        self._take_compiled()
         launched = self._launch(self.scheduler.schedule(began))
         ready = [launched]
         if self.plan.run_ahead:
@@ -104,7 +124,38 @@ class Engine:
             running=len(s.running), waiting=len(s.waiting), pages_used=self._pool.used, pages_total=self.plan.pages - 1,
             preemptions=s.preemptions, recomputed_tokens=s.recomputed_tokens,
             prefix_queried_tokens=s.prefix_queried_tokens, prefix_hit_tokens=s.prefix_hit_tokens, **self._counts,
+            **self._grammar_stats(),
         )
+
+    def _grammar_stats(self) -> dict[str, float]:
+        if self._grammars is None:
+            return {}
+        m = self._grammars.meter
+        return {"grammar_masks": m.masks, "grammar_mask_s": m.mask_s, "grammar_compile_s": m.compile_s}
+
+    def _compile(self, asked: StructuredOutputsParams, lives: list[Live]) -> None:
+        """The grammar is compiled beside the steps of others; until it is there, these sequences are held."""
+        if self._grammars is None:
+            raise RequestError("a form needs the model's tokenizer, which was not loaded", "structured_outputs")
+        for live in lives:
+            live.seq.held = True
+        self._compiling.append((self._grammars.compile(asked), lives))
+
+    def _take_compiled(self) -> None:
+        if self._compiling and len(self._compiling) == len(self._by_id) and self._flying is None:
+            self._compiling[0][0].wait(IDLE_WAIT_S)  # nobody else has work
+        for compiled, lives in [pair for pair in self._compiling if pair[0].ready]:
+            self._compiling.remove((compiled, lives))
+            for live in lives:
+                self._release(live, compiled)
+
+    def _release(self, live: Live, compiled: Compiled) -> None:
+        try:
+            live.chooser.matcher = compiled.matcher()
+        except RequestError as error:
+            live.refusal = error
+            self.scheduler.finish(live.seq, "error")
+        live.seq.held = False
 
     def _sequence(self, request: Request, index: int) -> Live:
         params, prompt = request.params, list(request.prompt_token_ids)
@@ -113,7 +164,8 @@ class Engine:
         prompt_only = request.pooling is not None or max_tokens == 0
         scores = params.prompt_logprobs is not None and request.pooling is None
         chooser = Chooser(params, index, self.plan.seed, self._eos, self.model.vocab_size, request.bad_word_ids)
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+        goes_on = params.ignore_eos and params.structured_outputs is None  # a form ends where its grammar does
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if goes_on else self._eos)
         seq = Sequence(
             id=request.id, index=index, tokens=prompt, max_tokens=max_tokens, stop_ids=stop_ids,
             priority=request.priority, deadline_s=request.deadline_s,
@@ -144,6 +196,7 @@ class Engine:
         results = self.runner.collect(launched)
         for row, result in zip(launched.batch.rows, results, strict=True):
             self._gather(row.seq, row.start, result)
+            self._cut(row.seq, result)
         events = self.scheduler.commit(launched.batch, [r.tokens for r in results], time.monotonic())
         return [self._update(e, results[e.row] if e.row >= 0 else RowResult()) for e in events]
 
@@ -158,6 +211,15 @@ class Engine:
             add = start > 0 and live.request.pooling == "mean"
             live.pooled = live.pooled + result.pooled if add else result.pooled
 
+    def _cut(self, seq: Sequence, result: RowResult) -> None:
+        """Drop what came after the end of the grammar: with guesses, a row may reach beyond it."""
+        live = self._live.get(seq)
+        if live is None or live.chooser.matcher is None:
+            return
+        answer = seq.tokens[seq.prompt_len :]
+        ends = (k for k in range(1, len(result.tokens)) if live.chooser.ended([*answer, *result.tokens[:k]]))
+        del result.tokens[next(ends, len(result.tokens)) :]
+
     def _update(self, event: Event, result: RowResult) -> Update:
         seq = event.seq
         live = self._live[seq]
@@ -167,6 +229,9 @@ class Engine:
             scores, live.prompt_logprobs = live.prompt_logprobs, None
         if reason == "stop" and seq.pooling and live.request.pooling is None:
             reason = "length"  # nothing was to be generated
+        if event.tokens and reason in (None, "length") and live.chooser.ended(seq.tokens[seq.prompt_len :]):
+            self.scheduler.finish(seq, "stop")  # comes with the next commit; no step is run for the end token alone
+            reason = reason and "stop"
         if reason:
             self._forget(seq)
         wants = live.request.params.logprobs is not None and event.tokens
@@ -174,7 +239,8 @@ class Engine:
             id=seq.id, index=seq.index, token_ids=tuple(event.tokens), finish_reason=reason,
             logprobs=tuple(result.logprobs[: len(event.tokens)]) if wants else None,
             stop_reason=self._stop_reason(event), prompt_logprobs=scores, embedding=_embedding(live, reason),
-            error="the model's logits were not finite" if reason == "error" else None,
+            error=_error(live) if reason == "error" else None,
+            error_param=live.refusal.param if live.refusal else None,
             cached_tokens=seq.hit_tokens, scheduled_s=seq.scheduled_s,
         )
 
@@ -189,6 +255,15 @@ class Engine:
             self._by_id[seq.id] = left
         else:
             del self._by_id[seq.id]
+
+
+def _error(live: Live) -> str:
+    if live.refusal is not None:
+        return str(live.refusal)
+    if live.chooser.matcher is not None:
+        why = live.chooser.matcher.error or "the other limits forbid the rest, or the logits were not finite"
+        return f"the grammar allows no token here: {why}"
+    return "the model's logits were not finite"
 
 
 def _embedding(live: Live, reason: FinishReason | None) -> tuple[float, ...] | None:

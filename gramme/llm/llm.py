@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gramme.config import EngineConfig, GenerationDefaults
+from gramme.grammar.source import check
 from gramme.llm.assembly import Assembly
 from gramme.llm.engine import Engine
 from gramme.models.open import open_model
@@ -116,6 +117,8 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Assembly:
         arrival_s = time.monotonic()
+        if params.structured_outputs is not None:
+            check(params.structured_outputs)
         text = prompt if isinstance(prompt, str) else None
         ids = self._encode(prompt)
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words] if self.tokenizer else []
@@ -152,6 +155,8 @@ class LLM:
         return [a.output() for a in assemblies]
 
     def _feed(self, assembly: Assembly, update: Update) -> str:
+        if update.error_param is not None:
+            raise RequestError(str(update.error), update.error_param)
         text = assembly.feed(update)
         if assembly.reasons[update.index] and update.finish_reason is None:
             self.engine.finish(update.id, update.index, "stop")

@@ -99,8 +99,9 @@ class Runner:
                 choosers: Sequence[Chooser]) -> Sampled:
         choices = []
         for w in chunk:
-            seq = batch.rows[w.row].seq
-            choices.append(Choice(choosers[w.row], seq.tokens, seq.prompt_len, w.target))
+            seq, draft = batch.rows[w.row].seq, batch.rows[w.row].draft
+            guessed = draft[: max(w.position - len(seq.tokens), 0)]
+            choices.append(Choice(choosers[w.row], seq.tokens, seq.prompt_len, w.target, guessed))
         host = sampling(choices, [w.position for w in chunk], self.vocab_size)
         rows = self.device.put(np.array([w.index for w in chunk], np.int64))
         return self.backend.ops.sample(self.decoder.logits(hidden, rows), self._put_sampling(host))

@@ -1,6 +1,6 @@
 """What the host decides about a choice: the random number, the edits of single logits, the mask. The op does the rest.
 
-Knows parameters and token ids; no logits and no device.
+Knows parameters, grammars and token ids; no logits and no device.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from gramme.grammar.matcher import Matcher
 from gramme.kernels.ops import Edits, Sampling
 from gramme.request import SamplingParams
 
@@ -22,9 +23,10 @@ class Chooser:
         self.params = params
         self.bad_words = [tuple(word) for word in bad_words if word]
         self.min_tokens_ban = eos_ids | frozenset(params.stop_token_ids) if params.min_tokens else frozenset()
-        self.mask = _mask(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
+        self.matcher: Matcher | None = None  # given, once it is compiled, to a request that asks for a form
+        self._allowed = _mask(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
         self._key = (params.seed if params.seed is not None else seed) & (1 << 64) - 1
-        self._index = index
+        self._index, self._vocab_size = index, vocab_size
         self._penalised = params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
         self._prompt: set[int] = set()
         self._output: Counter[int] = Counter()
@@ -33,7 +35,7 @@ class Chooser:
     @property
     def needs_history(self) -> bool:
         """Whether the next choice depends on tokens that the host must have seen: such a sequence is not run ahead."""
-        return bool(self._penalised or self.bad_words or self.min_tokens_ban)
+        return bool(self._penalised or self.bad_words or self.min_tokens_ban or self.params.structured_outputs)
 
     def draw(self, position: int) -> float:
         """A number in [0, 1) that depends on seed, sample index and position alone, whatever shares the batch."""
@@ -51,6 +53,18 @@ class Chooser:
             out[token] = (0.0, 1.0, FORBIDDEN)
         return out
 
+    def mask(self, answer: Sequence[int]) -> np.ndarray | None:
+        """(ceil(V / 32),) uint32: bits of the tokens that may follow the answer so far. None: all of them may."""
+        if self.matcher is None:
+            return self._allowed
+        bits = self.matcher.mask(answer)
+        grammar = np.zeros(-(-self._vocab_size // 32), np.uint32) if bits is None else np.frombuffer(bits, "<u4")
+        return grammar if self._allowed is None else grammar & self._allowed
+
+    def ended(self, answer: Sequence[int]) -> bool:
+        """Whether the grammar has come to its end: nothing may follow."""
+        return self.matcher is not None and self.matcher.ended(answer)
+
     def _penalty(self, token: int) -> float:
         n = self._output[token]
         return self.params.frequency_penalty * n + self.params.presence_penalty * (n > 0)
@@ -63,7 +77,8 @@ class Chooser:
         self._counted = len(tokens)
 
     def _banned(self, tokens: Sequence[int], prompt_len: int) -> set[int]:
-        banned = set(self.min_tokens_ban) if len(tokens) - prompt_len < self.params.min_tokens else set()
+        short = len(tokens) - prompt_len < self.params.min_tokens and not self.ended(tokens[prompt_len:])
+        banned = set(self.min_tokens_ban) if short else set()
         for *head, last in self.bad_words:
             if not head or list(tokens[-len(head) :]) == head:
                 banned.add(last)
@@ -78,12 +93,19 @@ def _mask(allowed: Sequence[int], vocab_size: int) -> np.ndarray:
 
 
 class Choice:
-    """One row of logits to choose from: who chooses, after which tokens; or the one token that must be scored."""
+    """One row of logits to choose from: who chooses, after which tokens and guesses; or the token to be scored."""
 
-    __slots__ = ("chooser", "prompt_len", "target", "tokens")
+    __slots__ = ("chooser", "draft", "prompt_len", "target", "tokens")
 
-    def __init__(self, chooser: Chooser, tokens: Sequence[int], prompt_len: int, target: int | None = None):
-        self.chooser, self.tokens, self.prompt_len, self.target = chooser, tokens, prompt_len, target
+    def __init__(self, chooser: Chooser, tokens: Sequence[int], prompt_len: int, target: int | None = None,
+                 draft: Sequence[int] = ()):
+        self.chooser, self.tokens, self.prompt_len, self.target, self.draft = chooser, tokens, prompt_len, target, draft
+
+    def mask(self, vocab_size: int) -> np.ndarray | None:
+        """A prompt token is scored by allowing no other: the choice is forced, its log-probability is the raw one."""
+        if self.target is not None:
+            return _mask([self.target], vocab_size)
+        return self.chooser.mask([*self.tokens[self.prompt_len :], *self.draft])
 
 
 def sampling(choices: Sequence[Choice], positions: Sequence[int], vocab_size: int) -> Sampling:
@@ -124,13 +146,8 @@ def _edits(choices: Sequence[Choice]) -> Edits | None:
 
 
 def _masks(choices: Sequence[Choice], vocab_size: int) -> np.ndarray | None:
-    """A prompt token is scored by allowing no other: the choice is forced, its log-probability is the raw one."""
-    if all(c.target is None and c.chooser.mask is None for c in choices):
+    rows = [c.mask(vocab_size) for c in choices]
+    if all(row is None for row in rows):
         return None
-    out = np.full((len(choices), -(-vocab_size // 32)), 0xFFFFFFFF, np.uint32)
-    for i, c in enumerate(choices):
-        if c.target is not None:
-            out[i] = _mask([c.target], vocab_size)
-        elif c.chooser.mask is not None:
-            out[i] = c.chooser.mask
-    return out
+    every = np.full(-(-vocab_size // 32), 0xFFFFFFFF, np.uint32)
+    return np.stack([every if row is None else row for row in rows])
