@@ -1,5 +1,9 @@
 """Tests whose file imports torch or transformers carry the mark `torch`; the base tier has neither installed."""
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # arrays are tiny here: threads that wait for a core cost ten times more
 
 
 def pytest_collection_modifyitems(items):
