@@ -148,7 +148,7 @@ class EngineConfig:
     prefix_caching: bool = option(True, "reuse the keys and values of equal prefixes")
     run_ahead: bool | None = option(None, "plan a step while the last one runs; default: where steps are asynchronous")
     threads: int | None = option(None, "CPU threads; default: the cores that this process may use")
-    seed: int = option(0, "seed of requests that bring none")
+    seed: int = option(0, "from which requests that bring no seed get theirs, each its own")
     chat_template: str | None = option(None, "file with a Jinja chat template, in place of the model's own")
     generation_config: str = option("auto", "sampling defaults: auto (the model's), none, or a path")
 

@@ -60,6 +60,7 @@ class Engine:
         self._live: dict[Sequence, Live] = {}
         self._by_id: dict[str, list[Sequence]] = {}
         self._flying: Launched | None = None
+        self._added = 0
         self._grammars = grammars
         self._compiling: list[tuple[Compiled, list[Live]]] = []
         self._counts = {"steps": 0, "step_s": 0.0, "prompt_tokens": 0, "generated_tokens": 0}
@@ -90,6 +91,7 @@ class Engine:
             self.scheduler.add(live.seq)
         self._by_id[request.id] = [live.seq for live in lives]
         self._live |= {live.seq: live for live in lives}
+        self._added += 1
         self._counts["prompt_tokens"] += len(request.prompt_token_ids)
 
     def abort(self, request_id: str) -> None:
@@ -163,7 +165,8 @@ class Engine:
         max_tokens = self._check_prompt(request, prompt)
         prompt_only = request.pooling is not None or max_tokens == 0
         scores = params.prompt_logprobs is not None and request.pooling is None
-        chooser = Chooser(params, index, self.plan.seed, self._eos, self.model.vocab_size, request.bad_word_ids)
+        seed = self.plan.seed + self._added if params.seed is None else params.seed  # asked again, answered anew
+        chooser = Chooser(params, index, seed, self._eos, self.model.vocab_size, request.bad_word_ids)
         goes_on = params.ignore_eos and params.structured_outputs is None  # a form ends where its grammar does
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if goes_on else self._eos)
         seq = Sequence(

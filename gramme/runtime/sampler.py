@@ -25,7 +25,7 @@ class Chooser:
         self.min_tokens_ban = eos_ids | frozenset(params.stop_token_ids) if params.min_tokens else frozenset()
         self.matcher: Matcher | None = None  # given, once it is compiled, to a request that asks for a form
         self._allowed = _mask(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
-        self._key = (params.seed if params.seed is not None else seed) & (1 << 64) - 1
+        self._seed = seed & (1 << 64) - 1
         self._index, self._vocab_size = index, vocab_size
         self._penalised = params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
         self._prompt: set[int] = set()
@@ -39,7 +39,7 @@ class Chooser:
 
     def draw(self, position: int) -> float:
         """A number in [0, 1) that depends on seed, sample index and position alone, whatever shares the batch."""
-        key = b"%d %d %d" % (self._key, self._index, position)
+        key = b"%d %d %d" % (self._seed, self._index, position)
         return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") / 2**64
 
     def edits(self, tokens: Sequence[int], prompt_len: int) -> dict[int, tuple[float, float, float]]:
