@@ -14,7 +14,7 @@ test: .venv-base/ready .venv-torch/ready
 
 check: .venv-base/ready
 	.venv-base/bin/ruff check .
-	.venv-base/bin/mypy --strict -p gramme.core -p gramme.plan -p gramme.text -p gramme.formats
+	.venv-base/bin/mypy --strict -p gramme.core -p gramme.plan -p gramme.text -p gramme.grammar -p gramme.formats
 	.venv-base/bin/mypy --strict gramme/config.py gramme/request.py
 
 .venv/ready: pyproject.toml constraints.txt

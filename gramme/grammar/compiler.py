@@ -102,19 +102,17 @@ class Grammars:
 
     @cached_property
     def _tokenizer(self) -> "LLTokenizer":
-        from llguidance import LLTokenizer
+        from llguidance import LLTokenizer, TokenizerWrapper
 
         began = time.monotonic()
         v = self._vocabulary()
-        made = LLTokenizer(_View(v), n_vocab=len(v.tokens), eos_token=list(v.eos_ids))
+        made = LLTokenizer(TokenizerWrapper(_View(v)), n_vocab=len(v.tokens), eos_token=list(v.eos_ids))
         self.meter.tokenizer_s = time.monotonic() - began
         return made
 
 
 class _View:
-    """A vocabulary as llguidance's TokenizerWrapper; called, it gives the tokens of a text that the grammar forces."""
-
-    is_tokenizer_wrapper = True
+    """A vocabulary as llguidance's TokenizerWrapper wants it; called, it gives the tokens of a text that is forced."""
 
     def __init__(self, v: Vocabulary):
         self.tokens, self.special_token_ids = list(v.tokens), list(v.special_ids)

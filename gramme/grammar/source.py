@@ -142,12 +142,11 @@ def _nodes(value: Any) -> Iterator[tuple[str, Any]]:
 def place(schema: Mapping[str, Any]) -> str:
     """Where a schema that does not compile is at fault: the innermost subschema that does not compile alone."""
     own = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
-    fails = lambda child: _error(schema_text(own | dict(child))) is not None
     path, node, left = "#", schema, MAX_PLACES
     while True:
         children = list(islice(_subschemas(node), left))
         left -= len(children)
-        found = next(((step, child) for step, child in children if fails(child)), None)
+        found = next(((step, child) for step, child in children if _error(schema_text({**own, **child}))), None)
         if found is None:
             return path
         path, node = f"{path}/{found[0]}", found[1]
