@@ -13,6 +13,7 @@ VERBS = {
     "run": "answer one prompt, or continue it",
     "chat": "hold a conversation in the terminal",
     "serve": "answer over HTTP, in the form of OpenAI's API",
+    "eval": "measure a model on texts, alone (ppl) or beside a reference (kl)",
     "pull": "fetch a model from the hub",
     "list": "the models on this machine",
     "show": "what a model is and what it would take",
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     _run_flags(made["run"])
     _sampling_flags(made["chat"])
     _serve_flags(made["serve"])
+    _eval_flags(made["eval"])
     for name in ("pull", "rm"):
         made[name].add_argument("model", help="org/name[@revision]")
     for name in ("list", "show", "doctor"):
@@ -81,6 +83,18 @@ def _serve_flags(p: argparse.ArgumentParser) -> None:
                    help="the model's name in the API")
     p.add_argument("--metrics-prefix", choices=("gramme", "vllm"),
                    default=os.environ.get("GRAMME_METRICS_PREFIX", "gramme"))
+
+
+def _eval_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("measure", choices=("ppl", "kl"), help="perplexity, or what was lost against --reference")
+    p.add_argument("model", nargs="?", default=os.environ.get("GRAMME_MODEL", ""), help=MODEL)
+    add_flags(p)
+    p.add_argument("--reference", help="the model that is right, in float32; default: MODEL itself in float32")
+    p.add_argument("--text", action="append", metavar="[NAME:]FILE",
+                   help="a text to measure on, as often as wanted; default: French and English novels and sentences")
+    p.add_argument("--window", type=int, help="tokens that are run together; default: 2048 or the model's context")
+    p.add_argument("--stride", type=int, help="tokens between windows; default: the window, as in the GPTQ paper")
+    p.add_argument("--json", action="store_true", help="one line of JSON")
 
 
 def sampling_given(args: argparse.Namespace) -> dict[str, object]:
