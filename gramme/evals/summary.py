@@ -11,7 +11,8 @@ import numpy as np
 
 from gramme.evals.scores import Scores
 
-BLOCK = 64  # tokens
+BLOCK = 64  # tokens; fewer where a text would have less than MIN_BLOCKS of them
+MIN_BLOCKS = 16
 DRAWS = 1000
 
 
@@ -70,7 +71,7 @@ class _Bootstrap:
 
     def __init__(self, *columns: np.ndarray):
         table = np.stack(columns)
-        starts = np.arange(0, table.shape[1], BLOCK)
+        starts = np.arange(0, table.shape[1], _block(table.shape[1]))
         sums, counts = np.add.reduceat(table, starts, 1), np.diff([*starts, table.shape[1]])
         picks = _picks(len(starts))
         self.means = table.mean(1)
@@ -81,9 +82,13 @@ class _Bootstrap:
 
 
 def _tail(values: np.ndarray, quantile: float = 0.99) -> Figure:
-    blocks = np.array_split(values, list(range(BLOCK, len(values), BLOCK)))
+    blocks = np.array_split(values, list(range(size := _block(len(values)), len(values), size)))
     drawn = [np.quantile(np.concatenate([blocks[i] for i in row]), quantile) for row in _picks(len(blocks))]
     return _figure(np.quantile(values, quantile), np.array(drawn))
+
+
+def _block(tokens: int) -> int:
+    return max(1, min(BLOCK, tokens // MIN_BLOCKS))
 
 
 def _picks(blocks: int) -> np.ndarray:
