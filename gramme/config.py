@@ -51,6 +51,7 @@ class Rope:
     mscale: float | None = None  # yarn
     mscale_all_dim: float | None = None  # yarn
     truncate: bool = True  # yarn: round the correction range to whole dimensions
+    factors: tuple[float, ...] = ()  # (Dh / 2,) by which each frequency is divided besides; GGUF's way to say llama3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

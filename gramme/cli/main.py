@@ -21,7 +21,8 @@ VERBS = {
     "doctor": "what this machine has and which kernels would run",
 }
 HOMES = {"pull": "models", "list": "models", "show": "models", "rm": "models"}
-MODEL = "a directory, a hub id such as org/name[@revision], or dummy:SHAPE; nothing means the embedded model"
+MODEL = ("a directory, a GGUF file, a hub id such as org/name[@revision] or org/name-GGUF:Q4_K_M, or dummy:SHAPE; "
+         "nothing means the embedded model")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     _serve_flags(made["serve"])
     _eval_flags(made["eval"])
     for name in ("pull", "rm"):
-        made[name].add_argument("model", help="org/name[@revision]")
+        made[name].add_argument("model", help="org/name[@revision], org/name-GGUF:Q4_K_M")
     for name in ("list", "show", "doctor"):
         made[name].add_argument("--json", action="store_true", help="one line of JSON")
     return top

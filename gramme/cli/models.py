@@ -16,8 +16,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _pull(args: argparse.Namespace) -> None:
-    name, _, revision = args.model.partition("@")
-    print(store.pull(name, revision or None))
+    print(store.pull(args.model))
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -34,3 +34,9 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ModelError(f"{path.name} is not a regular file")
     return status.st_size
+
+
+def refuse_pickle(path: Path, head: bytes) -> None:
+    """Raises ModelError for what begins as a pickle or a zip archive of pickles does, whatever it is called."""
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        raise ModelError(f"{path.name} is a pickle, which can run code when read; convert it to safetensors")

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from gramme.config import ModelError
-from gramme.formats.files import regular_size
+from gramme.formats.files import refuse_pickle, regular_size
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
@@ -34,7 +34,7 @@ class SafetensorsFile:
             head = f.read(8)
             length = int.from_bytes(head, "little")
             if len(head) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                _refuse_pickle(path, head)
+                refuse_pickle(path, head)  # only now: one header in 32 has a length whose first byte is a pickle's
                 raise ModelError(f"{path.name}: a header of {length} bytes does not fit a file of {size} bytes")
             header = _parse(path, f.read(length))
         header.pop("__metadata__", None)
@@ -101,12 +101,6 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> N
         f.flush()
         os.fsync(f.fileno())
     beside.replace(path)
-
-
-def _refuse_pickle(path: Path, head: bytes) -> None:
-    """Only once the length is impossible: one header in 32 has a length whose first byte is a pickle's, 0x80."""
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        raise ModelError(f"{path.name} is a pickle, which can run code when read; convert it to safetensors")
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where models are on this machine: directories and the Hugging Face cache. The network is used by `pull` alone."""
+"""Where models are on this machine: paths and the Hugging Face cache. The network is used by `pull` alone."""
 import os
 import re
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from gramme.config import ModelError
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model*"]
+DEFAULT_TAG = "Q4_K_M"  # of a repository of GGUF files, when the user names none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,29 +27,60 @@ def cache_directory() -> Path:
 
 
 def resolve(model: str, revision: str | None = None) -> Path:
-    """The directory of a model: a path as it stands, a hub id from the cache. Raises ModelError saying what to do."""
-    if model.lower().endswith(".gguf") or re.search(r"-GGUF(:|$)", model, re.IGNORECASE):
-        raise ModelError(f"{model}: GGUF files cannot be read yet")
+    """The directory or the GGUF file of a model: a path as it stands, a hub id from the cache.
+
+    Raises ModelError saying what to do.
+    """
     if os.path.isdir(model):
-        return Path(model)
+        return _model_in(Path(model), None)
     if os.path.exists(model):
-        raise ModelError(f"{model} is a file; a model is a directory with config.json and model.safetensors")
-    name, _, at = model.partition("@")
+        return Path(model)
+    name, at, tag = _split(model)
     if not _is_hub_id(name):
-        raise ModelError(f"{model:.200}: there is no such directory, and it is not a hub id such as org/name")
-    return _snapshot(name, revision or at or "main")
+        raise ModelError(f"{model:.200}: there is no such file or directory, and it is not a hub id such as org/name")
+    return _model_in(_snapshot(name, revision or at or "main"), tag)
 
 
-def pull(name: str, revision: str | None = None) -> Path:
+def pull(model: str, revision: str | None = None) -> Path:
     """Fetch a model from the hub into its cache, with the hub client's own progress bars."""
+    name, at, tag = _split(model)
     if not _is_hub_id(name):
-        raise ModelError(f"{name} is not a hub id such as org/name")
+        raise ModelError(f"{model:.200} is not a hub id such as org/name or org/name-GGUF:{DEFAULT_TAG}")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache_directory(), allow_patterns=WANTED))
+        path = snapshot_download(name, revision=revision or at, cache_dir=cache_directory(),
+                                 allow_patterns=_wanted(name, tag))
     except Exception as error:  # the client raises many kinds; each is one line for the user
         raise ModelError(f"{name} could not be fetched: {str(error).splitlines()[0]:.200}") from None
+    return _model_in(Path(path), tag)
+
+
+def _split(model: str) -> tuple[str, str | None, str | None]:
+    """org/name[@revision][:tag] -> name, revision, tag."""
+    head, _, tag = model.partition(":")
+    name, _, revision = head.partition("@")
+    return name, revision or None, tag or None
+
+
+def _wanted(name: str, tag: str | None) -> list[str]:
+    if tag is None and not name.lower().endswith("-gguf"):
+        return WANTED
+    tag = tag or DEFAULT_TAG
+    return [f"*{tag.upper()}*.gguf", f"*{tag.lower()}*.gguf"]
+
+
+def _model_in(directory: Path, tag: str | None) -> Path:
+    """The directory itself when it holds a config, else the one of its GGUF files that the tag names."""
+    files = sorted(p for p in directory.glob("*.gguf") if not p.name.startswith("mmproj"))
+    if tag is None and (not files or any((directory / name).exists() for name in ("config.json", "params.json"))):
+        return directory
+    word = re.compile(rf"(?:^|[-._]){re.escape(tag or DEFAULT_TAG)}[-._]", re.IGNORECASE)
+    named = [p for p in files if word.search(p.name)] or (files if tag is None else [])
+    if len(named) != 1:
+        raise ModelError(f"{directory}: {len(named)} files fit {tag or DEFAULT_TAG}; it holds "
+                         f"{', '.join(p.name for p in files[:8]) or 'no GGUF file'}")
+    return named[0]
 
 
 def installed() -> list[Installed]:

@@ -5,13 +5,13 @@ no engine. Shapes are written in `ops`.
 """
 import numpy as np
 
-from gramme.formats.grouped import Grouped, dense
+from gramme.formats.grouped import Grouped, dense, rows
 from gramme.kernels.ops import KV, Array, Ops, Quantised, Sampled, Sampling, Step
 
 
 def take(packed: Array | Grouped, ids: Array) -> Array:
     if isinstance(packed, Grouped):
-        return dense(Grouped(*(a[ids] for a in packed[:3]), packed.bits))
+        return dense(rows(packed, ids))
     return packed[ids].astype(np.float32, copy=False)
 
 

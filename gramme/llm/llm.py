@@ -42,8 +42,8 @@ class LLM:
         self.chat_form: Chat | None = None
         self.tokenizer: Tokenizer | None = None
         if not config.skip_tokenizer_init:
-            self.chat_form = open_chat(opened.text_directory, config.chat_template)  # its child starts while we load
-            self.tokenizer = load_tokenizer(opened.text_directory)
+            self.chat_form = open_chat(opened.text, config.chat_template)  # its child starts while we load
+            self.tokenizer = load_tokenizer(opened.text)
         self.engine = Engine.load(config, opened)
         self._ids = count()
 

@@ -1,42 +1,67 @@
-"""Our parameter names and a checkpoint's: the Hugging Face layout and Mistral's own. Knows no values."""
+"""Our parameter names and a file's: the Hugging Face layout, Mistral's own and GGUF's. Knows no values."""
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from gramme.config import ModelConfig, ModelError
-from gramme.formats.checkpoint import Checkpoint
+from gramme.formats.grouped import Grouped, rows
 
-HF = {
-    "embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight",
-    "attn_norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm.weight",
-    "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file names what we name."""
+
+    title: str
+    names: Mapping[str, str]  # ours -> theirs, without ".weight"
+    layer: str  # what stands before a layer's number
+    interleaved: bool = False  # the rope pairs of q and k are rows (2i, 2i + 1) of a head
+
+
+HF = Layout("the Hugging Face layout", {
+    "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head",
+    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}
-MISTRAL = {
-    "embed": "tok_embeddings.weight", "norm": "norm.weight", "head": "output.weight",
-    "attn_norm": "attention_norm.weight", "mlp_norm": "ffn_norm.weight",
+}, "model.layers.")
+MISTRAL = Layout("Mistral's own layout", {
+    "embed": "tok_embeddings", "norm": "norm", "head": "output", "attn_norm": "attention_norm", "mlp_norm": "ffn_norm",
     "q": "attention.wq", "k": "attention.wk", "v": "attention.wv", "o": "attention.wo",
     "gate": "feed_forward.w1", "up": "feed_forward.w3", "down": "feed_forward.w2",
-}
-SKIPPED = re.compile(r".*\.rotary_emb\.inv_freq")  # written by old tools; computed from the config
+}, "layers.", interleaved=True)
+GGUF = Layout("GGUF", {
+    "embed": "token_embd", "norm": "output_norm", "head": "output", "attn_norm": "attn_norm", "mlp_norm": "ffn_norm",
+    "q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
+    "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",
+}, "blk.")
+GGUF_LLAMA = replace(GGUF, interleaved=True)  # llama.cpp's converter reorders the rows of this architecture alone
+SKIPPED = re.compile(r".*\.rotary_emb\.inv_freq|rope_freqs\.weight")  # computed or read with the config
 
 
-def checkpoint_source(checkpoint: Checkpoint, m: ModelConfig,
-                      wanted: Mapping[str, object]) -> tuple[Callable[[str], np.ndarray], Callable[[], None]]:
+class Tensors(Protocol):
+    """What a file gives: names, and a tensor for each."""
+
+    @property
+    def names(self) -> list[str]: ...
+    def tensor(self, name: str) -> np.ndarray | Grouped: ...
+
+
+def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
+              ) -> tuple[Callable[[str], np.ndarray | Grouped], Callable[[], None]]:
     """(source, check): tensors under our names; check raises ModelError naming tensors that nobody asked for."""
-    mistral = "tok_embeddings.weight" in checkpoint.names
-    theirs = {ours: _their_name(ours, mistral) for ours in wanted}
+    theirs = {ours: _their_name(ours, layout) for ours in wanted}
 
-    def source(ours: str) -> np.ndarray:
-        a = checkpoint.tensor(theirs[ours])
-        heads = {"q": m.heads, "k": m.kv_heads}.get(ours.rpartition(".")[2])
-        return uninterleave(a, heads) if mistral and heads and a.shape == wanted[ours] else a
+    def source(ours: str) -> np.ndarray | Grouped:
+        a = tensors.tensor(theirs[ours])
+        heads = {"q": m.heads, "k": m.kv_heads}.get(ours.removesuffix(".bias").rpartition(".")[2])
+        return uninterleave(a, heads) if layout.interleaved and heads and a.shape == wanted[ours] else a
 
     def check() -> None:
-        tied = {_their_name("head", mistral)} if m.tied_embeddings else set()
-        left = [n for n in checkpoint.names if n not in {*theirs.values(), *tied} and not SKIPPED.fullmatch(n)]
+        tied = {_their_name("head", layout)} if m.tied_embeddings else set()
+        left = [n for n in tensors.names if n not in {*theirs.values(), *tied} and not SKIPPED.fullmatch(n)]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise ModelError(f"the config has no place for {', '.join(left[:3])}{more}")
@@ -44,18 +69,17 @@ def checkpoint_source(checkpoint: Checkpoint, m: ModelConfig,
     return source, check
 
 
-def uninterleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """(H * Dh, K) whose rope pairs are rows (2i, 2i + 1) of a head -> pairs (i, i + Dh / 2), as `ops.rope` wants."""
-    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+def uninterleave(a: np.ndarray | Grouped, heads: int) -> np.ndarray | Grouped:
+    """(H * Dh, ...) whose rope pairs are rows (2i, 2i + 1) of a head -> pairs (i, i + Dh / 2), as `ops.rope` wants."""
+    order = np.arange(a.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+    return rows(a, order) if isinstance(a, Grouped) else a[order]
 
 
-def _their_name(ours: str, mistral: bool) -> str:
-    table = MISTRAL if mistral else HF
-    match = re.fullmatch(r"layers\.(\d+)\.(\w+?)(\.bias)?", ours)
-    if match is None:
-        return table[ours]
+def _their_name(ours: str, layout: Layout) -> str:
+    match = re.fullmatch(r"(?:layers\.(\d+)\.)?(\w+?)(\.bias)?", ours)
+    assert match
     layer, name, bias = match.groups()
-    if name not in table:
-        raise ModelError(f"Mistral's own layout has no {name}")
-    leaf = table[name] if table[name].endswith(".weight") else table[name] + (bias or ".weight")
-    return f"layers.{layer}.{leaf}" if mistral else f"model.layers.{layer}.{leaf}"
+    if name not in layout.names:
+        raise ModelError(f"{layout.title} has no {name}")
+    where = "" if layer is None else f"{layout.layer}{layer}."
+    return where + layout.names[name] + (bias or ".weight")

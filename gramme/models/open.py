@@ -1,15 +1,18 @@
-"""What MODEL means: a directory, a hub id, dummy:SHAPE, or nothing for the embedded model; opened, not yet loaded."""
+"""What MODEL means: a directory, a GGUF file, a hub id, dummy:SHAPE, or nothing for the embedded model; opened only."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.checkpoint import Checkpoint
+from gramme.formats.gguf import GGUFFile
 from gramme.formats.store import resolve
 from gramme.models.config import read_config, read_generation
 from gramme.models.dummy import dummy
+from gramme.models.gguf import gguf_config, gguf_generation, gguf_layout
 from gramme.models.load import Source, random_source, shapes
-from gramme.models.names import checkpoint_source
+from gramme.models.names import HF, MISTRAL, source_of
+from gramme.text.source import Metadata, TextSource
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -22,19 +25,36 @@ class Opened:
     config: ModelConfig
     defaults: GenerationDefaults
     source: Source
-    text_directory: Path  # tokenizer and chat template
+    text: TextSource  # tokenizer and chat template
     check_all_used: Callable[[], None]  # raises ModelError naming tensors that loading neither used nor skipped
 
 
 def open_model(engine: EngineConfig) -> Opened:
     """Reads headers and configs only. Raises ModelError with one line that names the file and what is wrong."""
-    text = Path(engine.tokenizer) if engine.tokenizer else None
+    opened = _open(engine)
+    return replace(opened, text=Path(engine.tokenizer)) if engine.tokenizer else opened
+
+
+def _open(engine: EngineConfig) -> Opened:
     if engine.model.startswith("dummy:"):
         m = dummy(engine.model.removeprefix("dummy:"))
-        return Opened(engine.model, m, GenerationDefaults(), random_source(m), text or EMBEDDED, lambda: None)
-    directory = EMBEDDED if not engine.model else resolve(engine.model, engine.revision)
-    config, checkpoint = read_config(directory), Checkpoint(directory)
-    source, check_all_used = checkpoint_source(checkpoint, config, dict(shapes(config)))
-    name = engine.model or "gramme-nano"
-    return Opened(name, config, read_generation(directory, engine.generation_config), source, text or directory,
-                  check_all_used)
+        return Opened(engine.model, m, GenerationDefaults(), random_source(m), EMBEDDED, lambda: None)
+    path = resolve(engine.model, engine.revision) if engine.model else EMBEDDED
+    return _open_directory(path, engine) if path.is_dir() else _open_gguf(path, engine)
+
+
+def _open_directory(path: Path, engine: EngineConfig) -> Opened:
+    m, checkpoint = read_config(path), Checkpoint(path)
+    layout = MISTRAL if "tok_embeddings.weight" in checkpoint.names else HF
+    source, check_all_used = source_of(checkpoint, layout, m, dict(shapes(m)))
+    defaults = read_generation(path, engine.generation_config)
+    return Opened(engine.model or "gramme-nano", m, defaults, source, path, check_all_used)
+
+
+def _open_gguf(path: Path, engine: EngineConfig) -> Opened:
+    file = GGUFFile(path)
+    m = gguf_config(file)
+    source, check_all_used = source_of(file, gguf_layout(file), m, dict(shapes(m)))
+    own = engine.generation_config == "auto"
+    defaults = gguf_generation(file) if own else read_generation(path.parent, engine.generation_config)
+    return Opened(engine.model, m, defaults, source, Metadata(path.name, file.metadata), check_all_used)

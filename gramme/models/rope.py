@@ -12,6 +12,7 @@ from gramme.config import Rope
 def rope_table(rope: Rope, head_dim: int, positions: int) -> np.ndarray:
     """(positions, head_dim) float32: cosines of the head_dim / 2 angles, then their sines."""
     frequencies, scale = _frequencies(rope, head_dim)
+    frequencies = frequencies / np.array(rope.factors or 1.0)
     angles = np.outer(np.arange(positions, dtype=np.float64), frequencies)
     return (np.concatenate([np.cos(angles), np.sin(angles)], -1) * scale).astype(np.float32)
 

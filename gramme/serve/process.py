@@ -13,6 +13,6 @@ def serve(config: EngineConfig, *, host: str = "127.0.0.1", port: int = 8000, se
           metrics_prefix: str = "gramme") -> None:
     """HTTP answers while the engine loads; /health says when it is ready."""
     opened = open_model(config)
-    chat_form, tokenizer = open_chat(opened.text_directory, config.chat_template), load_tokenizer(opened.text_directory)
+    chat_form, tokenizer = open_chat(opened.text, config.chat_template), load_tokenizer(opened.text)
     server = Server(AsyncLLM.spawn(config), tokenizer, chat_form, served_model_name or opened.name, metrics_prefix)
     uvicorn.run(server.app(), host=host, port=port, log_level="warning")

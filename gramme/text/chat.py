@@ -1,10 +1,10 @@
 """A conversation to token ids: the template's control strings become control tokens, a message's never do."""
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gramme.request import RequestError
+from gramme.text.source import TextSource
 from gramme.text.template import TemplateRenderer, find_template
 from gramme.text.tokenizer import Tokenizer
 
@@ -54,10 +54,10 @@ class Chat:
             self._renderer.close()
 
 
-def open_chat(directory: Path, override: str | None = None) -> Chat:
+def open_chat(source: TextSource, override: str | None = None) -> Chat:
     """The model's template, and a process that renders it, started now."""
-    template = find_template(directory, override)
-    tool_template = find_template(directory, override, "tool_use")
+    template = find_template(source, override)
+    tool_template = find_template(source, override, "tool_use")
     return Chat(template, TemplateRenderer() if template is not None else None, tool_template)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gramme.config import ModelError
 from gramme.request import RequestError
+from gramme.text.source import Metadata, TextSource
 
 CHILD = Path(__file__).with_name("template_child.py")
 RENDER_LIMIT_S = 2.0
@@ -91,14 +92,23 @@ def _spawn() -> subprocess.Popen[bytes]:
                             stderr=subprocess.DEVNULL)
 
 
-def find_template(directory: Path, override: str | None = None, name: str = "default") -> str | None:
-    """The user's file, chat_template.jinja, or tokenizer_config.json's chat_template; None when there is none.
+def find_template(source: TextSource, override: str | None = None, name: str = "default") -> str | None:
+    """The user's file, chat_template.jinja, tokenizer_config.json's chat_template or GGUF's; None when there is none.
 
     `name` may be that of another template, such as "tool_use": additional_chat_templates/NAME.jinja, or the one of that
-    name in tokenizer_config.json. Raises ModelError naming the file that cannot be read.
+    name in tokenizer_config.json or in GGUF's metadata. Raises ModelError naming the file that cannot be read.
     """
     if override is not None:
         return _read_template(Path(override))
+    return _gguf_template(source, name) if isinstance(source, Metadata) else _directory_template(source, name)
+
+
+def _gguf_template(metadata: Metadata, name: str) -> str | None:
+    found = metadata.values.get("tokenizer.chat_template" + ("" if name == "default" else f".{name}"))
+    return found if isinstance(found, str) else None
+
+
+def _directory_template(directory: Path, name: str) -> str | None:
     path = directory / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
     if path.is_file():
         return _read_template(path)

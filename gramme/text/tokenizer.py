@@ -9,7 +9,9 @@ from typing import Any
 import tokenizers
 
 from gramme.config import ModelError
+from gramme.text.gguf import gguf_tokenizer
 from gramme.text.sentencepiece import read_sentencepiece
+from gramme.text.source import Metadata, TextSource
 from gramme.text.tekken import read_tekken
 
 MAX_FILE_BYTES = 64 << 20
@@ -84,11 +86,25 @@ class Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(raw))
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """From tokenizer.json, tekken.json or tokenizer.model*, with tokenizer_config.json for bos and eos.
+def load_tokenizer(source: TextSource) -> Tokenizer:
+    """From a directory's tokenizer.json, tekken.json or tokenizer.model*, with tokenizer_config.json for bos and eos,
+    or from a GGUF file's metadata.
 
-    Raises ModelError naming the file.
+    Raises ModelError naming the file or the key.
     """
+    return _from_metadata(source) if isinstance(source, Metadata) else _from_directory(source)
+
+
+def _from_metadata(source: Metadata) -> Tokenizer:
+    try:
+        return Tokenizer(*gguf_tokenizer(source.values, {byte: char for char, byte in _byte_alphabet().items()}))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+        raise ModelError(f"{source.file}: {error!s:.300}") from None
+
+
+def _from_directory(directory: Path) -> Tokenizer:
     named = (directory / name for name in ("tokenizer.json", "tekken.json"))
     path = next((p for p in (*named, *sorted(directory.glob("tokenizer.model*"))) if p.is_file()), None)
     if path is None:

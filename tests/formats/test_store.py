@@ -64,15 +64,26 @@ def test_what_is_not_there_says_how_to_fetch_it(cache):
         store.resolve("org/other")
 
 
-@pytest.mark.parametrize("name", ["org/name-GGUF:Q4_K_M", "org/name-gguf", "file.gguf"])
-def test_gguf_is_refused_in_one_line(cache, name):
-    with pytest.raises(ModelError, match="GGUF"):
-        store.resolve(name)
+def test_a_gguf_file_is_found_by_its_tag(cache):
+    snapshot = cache / "models--org--name" / "snapshots" / COMMIT
+    for name in ("name-Q4_K_M.gguf", "name-Q8_0.gguf", "name-IQ4_K_M.gguf", "mmproj-Q8_0.gguf"):
+        (snapshot / name).touch()
+    assert store.resolve("org/name").name == store.resolve("org/name:q4_k_m").name == "name-Q4_K_M.gguf"
+    assert store.resolve("org/name@main:Q8_0").name == "name-Q8_0.gguf"
+    assert store.resolve(str(snapshot)).name == "name-Q4_K_M.gguf"
+    with pytest.raises(ModelError, match=r"0 files fit Q5_0; it holds name-IQ4_K_M.gguf, name-Q4_K_M.gguf, name-Q8_0"):
+        store.resolve("org/name:Q5_0")
+    (snapshot / "name-v2-Q8_0.gguf").touch()
+    with pytest.raises(ModelError, match="2 files fit Q8_0"):
+        store.resolve("org/name:Q8_0")
+    (snapshot / "config.json").touch()
+    assert store.resolve("org/name") == snapshot
+    assert store.resolve(str(snapshot / "name-Q8_0.gguf")) == snapshot / "name-Q8_0.gguf"
 
 
-def test_a_file_is_not_a_model(cache):
-    with pytest.raises(ModelError, match="is a file"):
-        store.resolve(str(cache / "models--org--name" / "refs" / "main"))
+def test_a_lone_gguf_file_needs_no_tag(cache):
+    (cache / "models--org--name" / "snapshots" / COMMIT / "name-Q6_K.gguf").touch()
+    assert store.resolve("org/name").name == "name-Q6_K.gguf"
 
 
 def test_installed_counts_bytes_and_remove_removes_only_that(cache):

@@ -10,7 +10,7 @@ from gramme.formats.safetensors import write_safetensors
 from gramme.kernels.reference import REFERENCE
 from gramme.models.config import read_config, read_generation
 from gramme.models.load import shapes
-from gramme.models.names import checkpoint_source, uninterleave
+from gramme.models.names import HF, source_of, uninterleave
 from gramme.models.rope import rope_table
 
 BASE = dict(
@@ -185,7 +185,7 @@ def test_tensors_without_a_place_are_named_and_known_leftovers_are_not(tmp_path)
     tensors = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
                "lm_head.weight": np.ones((300, 64), np.float32)}
     write_safetensors(tmp_path / "model.safetensors", tensors)
-    checkpoint_source(Checkpoint(tmp_path), m, dict(shapes(m)))[1]()
+    source_of(Checkpoint(tmp_path), HF, m, dict(shapes(m)))[1]()
     write_safetensors(tmp_path / "model.safetensors", tensors | {"model.layers.9.x": np.ones(1, np.float32)})
     with pytest.raises(ModelError, match=r"no place for model.layers.9.x$"):
-        checkpoint_source(Checkpoint(tmp_path), m, dict(shapes(m)))[1]()
+        source_of(Checkpoint(tmp_path), HF, m, dict(shapes(m)))[1]()

@@ -11,7 +11,7 @@ from gramme import LLM, SamplingParams  # noqa: E402
 from gramme.formats.checkpoint import Checkpoint  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
 from gramme.models.config import read_config  # noqa: E402
-from gramme.models.names import HF, MISTRAL, checkpoint_source  # noqa: E402
+from gramme.models.names import HF, MISTRAL, source_of  # noqa: E402
 
 COMMON = dict(
     vocab_size=211, hidden_size=64, intermediate_size=120, num_hidden_layers=3, num_attention_heads=4,
@@ -85,18 +85,16 @@ def test_mistrals_own_layout_gives_the_same_tensors(tmp_path):
         m = read_config(tmp_path / name)
         from gramme.models.load import shapes
         wanted = dict(shapes(m))
-        sources.append(checkpoint_source(Checkpoint(tmp_path / name), m, wanted)[0])
+        layout = HF if name == "hf" else MISTRAL
+        sources.append(source_of(Checkpoint(tmp_path / name), layout, m, wanted)[0])
     for name in wanted:
         np.testing.assert_array_equal(sources[0](name), sources[1](name), err_msg=name)
 
 
 def _mistral_name(hf):
-    for ours, theirs in HF.items():
-        theirs = theirs if theirs.endswith(".weight") else theirs + ".weight"
-        if hf.endswith(theirs):
-            leaf = MISTRAL[ours] if MISTRAL[ours].endswith(".weight") else MISTRAL[ours] + ".weight"
-            prefix = hf.removesuffix(theirs).removeprefix("model.")
-            return prefix + leaf
+    for ours, theirs in HF.names.items():
+        if hf.endswith(theirs + ".weight"):
+            return hf.removesuffix(theirs + ".weight").removeprefix("model.") + MISTRAL.names[ours] + ".weight"
     raise AssertionError(hf)
 
 
