@@ -87,8 +87,8 @@ def _types(metadata: Mapping[str, Any]) -> list[int]:
     values = [NORMAL] * count if types is None else [int(t) for t in types]
     if len(values) != count:
         raise ModelError(f"{AT}token_type has {len(values)} entries for {count} tokens")
-    if bad := next((t for t in values if not NORMAL <= t <= BYTE), None):
-        raise ModelError(f"{AT}token_type has the type {bad}; types are 1 to 6")
+    if bad := [t for t in values if not NORMAL <= t <= BYTE]:
+        raise ModelError(f"{AT}token_type has the type {bad[0]}; types are 1 to 6")
     return values
 
 
