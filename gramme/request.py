@@ -22,7 +22,8 @@ MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKENS = 1 << 18
 MAX_COUNT = (1 << 31) - 1
 MAX_SALT_CHARS = 256
-MAX_GRAMMAR_CHARS = 1 << 16  # of a schema's JSON text, a Lark grammar, or all choices together
+MAX_GRAMMAR_CHARS = 1 << 16  # of a schema's JSON text, or of all choices together
+MAX_LARK_CHARS = 1 << 18  # it may hold the schemas of many tools
 MAX_REGEX_CHARS = 1 << 14
 MAX_CHOICES = 4096
 
@@ -102,7 +103,7 @@ class StructuredOutputsParams:
     json: str | Mapping[str, Any] | bool | None = _bounded(None, 1, MAX_GRAMMAR_CHARS, kind=str)  # a schema, as text
     regex: str | None = _bounded(None, 1, MAX_REGEX_CHARS, kind=str)  # of the whole answer, in Rust's syntax
     choice: Sequence[str] | None = _bounded(None, 1, MAX_GRAMMAR_CHARS, kind=str, most=MAX_CHOICES)
-    grammar: str | None = _bounded(None, 1, MAX_GRAMMAR_CHARS, kind=str)  # Lark, as llguidance reads it
+    grammar: str | None = _bounded(None, 1, MAX_LARK_CHARS, kind=str)  # Lark, as llguidance reads it
     json_object: bool = _bounded(False, kind=bool)  # any JSON object
 
     def __post_init__(self) -> None:

@@ -12,4 +12,11 @@ def vocabulary(opened: Opened) -> Vocabulary:
     eos = {*opened.config.eos_token_ids, *opened.defaults.eos_token_ids, *([] if t.eos_id is None else [t.eos_id])}
     if not eos:
         raise ValueError("the model names no end token")
-    return Vocabulary(tokens, sorted(i for i in t.special_ids | eos if i < size), sorted(eos), t.encode_plain)
+    special = {i for i in t.special_ids | eos if i < size}
+
+    def encode(text: str) -> list[int]:
+        """As the model knows the text: a mark such as <tool_call> may be one token, unless it is a special one."""
+        ids = t.encode(text, add_special_tokens=False)
+        return t.encode_plain(text) if special.intersection(ids) else ids
+
+    return Vocabulary(tokens, sorted(special), sorted(eos), encode)

@@ -3,6 +3,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -31,6 +32,7 @@ from gramme.serve.openai import (
 from gramme.serve.openai import prompts as prompts_of
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
 from gramme.serve.streaming import events, until_gone
+from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
 
@@ -119,9 +121,10 @@ class Server:
                 raise RequestError("echo cannot be streamed", "echo")
         elif body.max_tokens == 0 and body.prompt_logprobs is None:
             raise RequestError("max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
-        params = sampling(body, self.intake.defaults, **own)
+        form = await self.intake.structured(body)
+        params = sampling(body, self.intake.defaults, structured_outputs=form.asked, **own)
         prompts = [await self.intake.ids(p, body.add_special_tokens) for p in body.prompts()]
-        job = self._job(body, params, prompts)
+        job = self._job(body, params, prompts, form)
         return await self._answer(http, body, job, CompletionReply(job, body, self.model, self.tokenizer), warnings)
 
     async def chat(self, http: HttpRequest) -> Response:
@@ -131,13 +134,18 @@ class Server:
             raise RequestError("top_logprobs needs logprobs", "top_logprobs")
         if most == 0:
             raise RequestError("max_tokens must be at least 1", "max_tokens")
-        params = sampling(body, self.intake.defaults, max_tokens=most,
+        form = await self.intake.reading(body)
+        params = sampling(body, self.intake.defaults, max_tokens=most, structured_outputs=form.asked,
                           logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        job = self._job(body, params, [await self.intake.encode_chat(body)])
-        return await self._answer(http, body, job, ChatReply(job, body, self.model, self.tokenizer), warnings)
+        ids = await self.intake.encode_chat(body, form.shown)
+        job = self._job(body, params, [ids], form)
+        parser = partial(form.parser, self.intake.thinks(ids, form.marks))
+        reply = ChatReply(job, body, self.model, self.tokenizer, parser, form.form.id_chars if form.form else 24)
+        return await self._answer(http, body, job, reply, warnings)
 
-    def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]]) -> Job:
-        return Job([self.intake.request(ids, params, body) for ids in prompts], self.llm, self.tokenizer, self.metrics)
+    def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], form: Reading) -> Job:
+        requests = [self.intake.request(ids, params, body) for ids in prompts]
+        return Job(requests, self.llm, self.tokenizer, self.metrics, form)
 
     async def _answer(self, http: HttpRequest, body: Sampled, job: Job, reply: Reply, warnings: list[str]) -> Response:
         if body.stream:

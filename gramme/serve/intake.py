@@ -1,4 +1,5 @@
 """From a body's texts and token ids to engine Requests: tokenises and bounds. Knows no HTTP and no reply."""
+import asyncio
 import time
 from dataclasses import fields
 from typing import Any
@@ -9,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from gramme.config import GenerationDefaults
 from gramme.request import Request, RequestError, SamplingParams
 from gramme.serve.async_llm import AsyncLLM
-from gramme.serve.openai import ChatCompletion, Sampled, Tokenize, template_variables
+from gramme.serve.openai import ChatCompletion, Completion, Sampled, Tokenize, template_variables
+from gramme.serve.tools import Reading, history, reading, structured
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
 
@@ -59,12 +61,28 @@ class Intake:
             raise RequestError("the text holds half a surrogate pair", "prompt") from None
         return await run_in_threadpool(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
-    async def encode_chat(self, body: ChatCompletion | Tokenize) -> list[int]:
+    async def reading(self, body: ChatCompletion) -> Reading:
+        """How a chat's answer is to be constrained and read; grammars are checked beside the event loop."""
+        chat = self.chat_form
+        made = await asyncio.to_thread(reading, body, chat.template, chat.tool_template, self.tokenizer)
+        await asyncio.to_thread(made.check)
+        return made
+
+    async def structured(self, body: Completion) -> Reading:
+        made = Reading(*structured(body))
+        await asyncio.to_thread(made.check)
+        return made
+
+    def thinks(self, ids: list[int], marks: tuple[str, str] | None) -> bool:
+        """Whether a prompt ends inside the reasoning: templates of some models open it."""
+        return marks is not None and self.tokenizer.decode(ids[-16:], False).rstrip().endswith(marks[0])
+
+    async def encode_chat(self, body: ChatCompletion | Tokenize, tools: Any = None) -> list[int]:
         if body.continue_final_message and body.add_generation_prompt:
             raise RequestError("continue_final_message and add_generation_prompt contradict each other",
                                "continue_final_message")
         return await run_in_threadpool(
-            self.chat_form.encode, self.tokenizer, body.messages,
+            self.chat_form.encode, self.tokenizer, history(body.messages), tools=tools,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=body.continue_final_message, **template_variables(body.chat_template_kwargs))
 

@@ -6,10 +6,11 @@ from contextlib import aclosing
 from typing import Any
 
 from gramme.llm.assembly import Assembly
-from gramme.request import Request, RequestMetrics, Update
+from gramme.request import Request, RequestError, RequestMetrics, Update
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.errors import HttpError
 from gramme.serve.metrics import Metrics
+from gramme.serve.tools import Reading
 from gramme.text.detokenizer import Detokenizer
 from gramme.text.tokenizer import Tokenizer
 
@@ -17,12 +18,13 @@ from gramme.text.tokenizer import Tokenizer
 class Job:
     """Its prompts, each an Assembly; all have the same SamplingParams."""
 
-    def __init__(self, requests: list[Request], llm: AsyncLLM, tokenizer: Tokenizer, metrics: Metrics):
-        self.assemblies = [_assembly(r, tokenizer) for r in requests]
+    def __init__(self, requests: list[Request], llm: AsyncLLM, tokenizer: Tokenizer, metrics: Metrics,
+                 reading: Reading = Reading()):
+        self.assemblies = [_assembly(r, tokenizer, reading.visible(tokenizer)) for r in requests]
         self.params = requests[0].params
         self.created = int(time.time())
         self.fingerprint = llm.fingerprint
-        self._llm, self._metrics = llm, metrics
+        self._llm, self._metrics, self._reading = llm, metrics, reading
 
     async def run(self) -> AsyncIterator[tuple[int, Update, str]]:
         """(which prompt, update, its new text) until every sample has ended; closing it earlier ends the requests."""
@@ -63,6 +65,8 @@ class Job:
                 before, text = assembly.metrics, assembly.feed(u)
                 if u.token_ids:
                     self._metrics.progressed(before, assembly.metrics)
+                if u.error_param is not None:
+                    raise RequestError(str(u.error), self._reading.param)
                 if u.finish_reason == "error":
                     raise HttpError(500, u.error or "the engine failed", "internal_error")
                 if assembly.reasons[u.index] and u.finish_reason is None:
@@ -77,10 +81,10 @@ def _rate(tokens: int, ms: float) -> float | None:
     return tokens / ms * 1e3 if ms > 0 else None
 
 
-def _assembly(request: Request, tokenizer: Tokenizer) -> Assembly:
+def _assembly(request: Request, tokenizer: Tokenizer, shown: frozenset[int]) -> Assembly:
     p = request.params
     made = [Detokenizer(tokenizer, skip_special_tokens=p.skip_special_tokens, stop=p.stop,
-                        include_stop=p.include_stop_str_in_output) for _ in range(p.n)]
+                        include_stop=p.include_stop_str_in_output, shown=shown) for _ in range(p.n)]
     return Assembly(request, None, made, RequestMetrics(arrival_s=request.arrival_s))
 
 

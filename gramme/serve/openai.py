@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gramme.request import MAX_COUNT, MAX_SALT_CHARS, RequestError, SamplingParams
+from gramme.serve.tools import ResponseFormat, Structured, ToolChoice, Tools
 
 MAX_BODY_BYTES = 8 << 20
 MAX_PROMPTS = 1024
@@ -30,7 +31,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (), "best_of": (1,), "chat_template": (), "documents": ([],), "frequency_penalty_decay": (),
     "function_call": ("none",), "functions": ([],), "length_penalty": (1,), "modalities": (["text"],),
     "parallel_tool_calls": (), "prediction": (), "prompt_embeds": (), "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},), "store": (False,), "structured_outputs": (), "suffix": ("",),
+    "store": (False,), "suffix": ("",),
     "thinking_token_budget": (), "tool_choice": ("none",), "tools": ([],), "truncate_prompt_tokens": (),
     "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
 }
@@ -84,6 +85,8 @@ class Sampled(Body, kw_only=True):
     service_tier: Annotated[str, Meta(pattern="^(auto|default)$", max_length=16)] | None = None
     return_token_ids: bool = False
     timings: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: Structured | None = None
 
 
 class Completion(Sampled, kw_only=True):
@@ -104,6 +107,9 @@ class ChatCompletion(Sampled, kw_only=True):
     add_generation_prompt: bool | None = None  # the default is true, unless the final message is continued
     continue_final_message: bool = False
     chat_template_kwargs: Scalars | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class Embeddings(Body, kw_only=True):
@@ -160,7 +166,8 @@ def sampling(body: Sampled, defaults: dict[str, Any], **fixed: Any) -> SamplingP
     """SamplingParams of a body: what it says, then the model's defaults."""
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream", "stream_options")
-    names = set(SamplingParams.__dataclass_fields__) & set(Sampled.__struct_fields__) - {"max_tokens", "logit_bias"}
+    names = set(SamplingParams.__dataclass_fields__) & set(Sampled.__struct_fields__) - {
+        "max_tokens", "logit_bias", "structured_outputs"}
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return SamplingParams(**(defaults | given | {"logit_bias": _bias(body.logit_bias or {})} | fixed))
 

@@ -4,14 +4,16 @@ A Reply has `begin`, `chunk` and `end`, the objects of a stream in order, and `w
 """
 import base64
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
 from gramme.llm.assembly import Assembly
 from gramme.request import Logprobs, Update
+from gramme.serve.answer import Answer
 from gramme.serve.job import Job
 from gramme.serve.openai import ChatCompletion, Completion, Sampled
+from gramme.text.parsing import AnswerParser
 from gramme.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -82,10 +84,12 @@ class CompletionReply:
 
 
 class ChatReply:
-    """/v1/chat/completions."""
+    """/v1/chat/completions. `parser` makes what takes a sample's text apart; None: all of it is content."""
 
-    def __init__(self, job: Job, body: ChatCompletion, model: str, tokenizer: Tokenizer):
+    def __init__(self, job: Job, body: ChatCompletion, model: str, tokenizer: Tokenizer,
+                 parser: Callable[[], AnswerParser | None] = lambda: None, id_chars: int = 24):
         self._job, self._body, self._tokenizer = job, body, tokenizer
+        self._answers = [Answer(parser(), id_chars) for _ in range(job.params.n)]
         self._head = {"id": "chatcmpl-" + uuid4().hex, "created": job.created, "model": model,
                       "system_fingerprint": job.fingerprint}
 
@@ -95,11 +99,12 @@ class ChatReply:
 
     def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
         a, i = self._job.assemblies[which], update.index
-        if text or a.reasons[i] or update.logprobs or self._body.return_token_ids:
+        delta = self._answers[i].delta(text, last=a.reasons[i] is not None)
+        if delta or a.reasons[i] or update.logprobs or self._body.return_token_ids:
             pairs = list(zip(update.token_ids, update.logprobs or ()))
             scores = {"content": self._scores(pairs)} if update.logprobs else None
-            choice = {"index": i, "delta": {"content": text} if text else {}, "logprobs": scores,
-                      "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+            choice = {"index": i, "delta": delta, "logprobs": scores,
+                      "finish_reason": self._answers[i].reason(a.reasons[i]), "stop_reason": a.stops[i]}
             yield self._event(choice | _token_ids(self._body, update.token_ids))
 
     def end(self) -> Iterator[Json]:
@@ -117,8 +122,9 @@ class ChatReply:
     def _choice(self, i: int) -> Json:
         [a] = self._job.assemblies
         scores = {"content": self._scores(list(zip(a.tokens[i], a.logprobs[i])))} if self._body.logprobs else None
-        choice = {"index": i, "message": {"role": "assistant", "content": a.texts[i]}, "logprobs": scores,
-                  "finish_reason": a.reasons[i], "stop_reason": a.stops[i]}
+        message = self._answers[i].message(a.texts[i])
+        choice = {"index": i, "message": message, "logprobs": scores,
+                  "finish_reason": self._answers[i].reason(a.reasons[i]), "stop_reason": a.stops[i]}
         return choice | _token_ids(self._body, a.tokens[i], a)
 
     def _scores(self, pairs: Sequence[tuple[int, Logprobs]]) -> list[Json]:

@@ -16,7 +16,7 @@ MAX_MESSAGES = 4096
 
 class Chat:
     def __init__(self, template: str | None, renderer: TemplateRenderer | None, tool_template: str | None = None):
-        self.template, self._renderer, self._tool_template = template, renderer, tool_template or template
+        self.template, self._renderer, self.tool_template = template, renderer, tool_template or template
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *,
                tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
@@ -25,7 +25,7 @@ class Chat:
 
         `continue_final_message` leaves the last message open: the prompt ends with its content.
         """
-        template = self._tool_template if tools else self.template
+        template = self.tool_template if tools else self.template
         if template is None or self._renderer is None:
             raise RequestError("the model has no chat template; give one with --chat-template", "messages")
         checked = [_message(m, i) for i, m in enumerate(_listed(messages))]

@@ -6,13 +6,16 @@ from gramme.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """One sample's text. `stopped` is the stop string that ended it; `finish` gives what was held back."""
+    """One sample's text. `stopped` is the stop string that ended it; `finish` gives what was held back.
+
+    `shown`: special tokens that are text all the same, such as the mark before a tool call.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, stop: Sequence[str] = (),
-                 include_stop: bool = False):
+                 include_stop: bool = False, shown: frozenset[int] = frozenset()):
         self.stopped: str | None = None
         self._tokenizer, self._stop, self._include_stop = tokenizer, tuple(stop), include_stop
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_space = tokenizer.strips_first_space
         self._held = ""

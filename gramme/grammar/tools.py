@@ -1,0 +1,72 @@
+"""A Lark grammar of tool calls in a model's own form: calls only, or any text in which whatever begins is a call."""
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from gramme.grammar.source import WHITESPACE, quoted
+
+ANY_OBJECT = {"type": "object"}
+
+
+class Layout(Protocol):
+    """`first`, a call, `between`, another call ..., `last`; a call is {"name": NAME, KEY: ARGUMENTS} or NAME, `named`,
+    ARGUMENTS. `mark` says that calls begin; `bare`: so does a brace at the very beginning.
+    """
+
+    @property
+    def mark(self) -> str: ...
+    @property
+    def first(self) -> str: ...
+    @property
+    def between(self) -> str: ...
+    @property
+    def last(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def named(self) -> str: ...
+    @property
+    def bare(self) -> bool: ...
+
+
+def calls_grammar(functions: Sequence[tuple[str, Mapping[str, Any]]], layout: Layout, control: Mapping[str, int], *,
+                  several: bool = True, free: bool = False) -> str:
+    """functions: (name, schema of its arguments). control: strings that are one control token, and its id.
+
+    `free`: any text around the calls, and none at all is allowed.
+    """
+    lark = lambda text: _terms(text, control)
+    more = f"({lark(layout.between)} call)*" if several else ""
+    calls = f"{lark(layout.first)} call {more} {lark(layout.last)}"
+    rules = [_call(i, name, layout, lark) for i, (name, _) in enumerate(functions)]
+    rules += [f"args{i}: %json {_schema(schema)}" for i, (_, schema) in enumerate(functions)]
+    rules.append("call: " + " | ".join(f"call{i}" for i in range(len(functions))))
+    if not free:
+        return "\n".join([f"start: {calls}", *rules])
+    inner = f"{lark(layout.first.removeprefix(layout.mark))} call {more} {lark(layout.last)}"
+    text = "TEXT: /(.|\\n)*/"
+    if layout.bare:
+        return "\n".join([f"start: {calls} | PLAIN", r"PLAIN: /(\s*[^{\s](.|\n)*)?/", *rules])
+    if layout.mark in control:
+        return "\n".join([f"start: (TEXT {lark(layout.mark)} {inner})* TEXT", text, *rules])
+    begin = f"begin[lazy]: /(.|\\n)*/ {quoted(layout.mark)}"
+    return "\n".join([f"start: (begin {inner})* TEXT", begin, text, *rules])
+
+
+def _call(i: int, name: str, layout: Layout, lark: Any) -> str:
+    if layout.named:
+        return f"call{i}: {quoted(name)} {lark(layout.named)} args{i}"
+    begin = f'{{"name": {quoted(name)}, {quoted(layout.key)}: '
+    return f'call{i}: {quoted(begin)} args{i} "}}"'
+
+
+def _schema(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}})
+
+
+def _terms(text: str, control: Mapping[str, int]) -> str:
+    """A text as Lark terms: its control strings as tokens, the rest as strings."""
+    marks = sorted(filter(None, control), key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]
+    return " ".join(f"<[{control[part]}]>" if part in control else quoted(part) for part in parts if part)
