@@ -1,0 +1,79 @@
+"""Compiles the C++ kernels into one shared library beside this file. Knows the units and their flags, nothing else.
+
+`python -m gramme.kernels.cpu.build` does it by hand; installing the package does it by itself.
+"""
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gramme.kernels.cpu.library import LIBRARY
+
+HERE = Path(__file__).parent
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra",
+         "-Wno-psabi", "-Wno-maybe-uninitialized"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+X86_64 = {
+    "level_avx2.cpp": AVX2,
+    "level_avxvnni.cpp": [*AVX2, "-mavxvnni"],
+    "level_avx512.cpp": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
+}
+UNITS = {"level_generic.cpp": [], "dispatch.cpp": [], "threads.cpp": ["-pthread"]}
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+
+
+class BuildError(RuntimeError):
+    """There is no compiler, or it failed; the message says which and what it printed."""
+
+
+def compiler() -> str:
+    """The C++ compiler's command. Raises BuildError when there is none."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    found = next((path for name in wanted if (path := shutil.which(name))), None)
+    if found is None:
+        raise BuildError(f"no C++ compiler ({', '.join(wanted)}) was found")
+    return found
+
+
+def build(library: Path = LIBRARY, extra: list[str] | None = None) -> Path:
+    """Compile and link; the library appears whole or not at all. Raises BuildError with the compiler's words."""
+    cxx, flags = compiler(), [*FLAGS, *(extra or [])]
+    units = UNITS | (X86_64 if platform.machine() in ("x86_64", "AMD64") else {})
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        objects = [Path(folder) / f"{unit}.o" for unit in units]
+        jobs = [[cxx, *flags, *more, "-c", str(HERE / unit), "-o", str(o)]
+                for (unit, more), o in zip(units.items(), objects, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_call, jobs))
+        new = Path(folder) / "new.so"
+        link = [] if sys.platform == "darwin" else ["-Wl,-z,defs"] if not extra else []
+        _call([cxx, *flags, "-shared", "-pthread", *link, *map(str, objects), "-o", str(new)])
+        os.replace(new, library)
+    return library
+
+
+def newer_sources(library: Path = LIBRARY) -> bool:
+    """Whether a source was changed after the library was made, or there is none."""
+    if not library.exists():
+        return True
+    made = library.stat().st_mtime
+    return any(p.stat().st_mtime > made for p in HERE.iterdir() if p.suffix in (".cpp", ".h"))
+
+
+def wheel_platform() -> str:
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command[:1])} failed: {done.stderr.strip()[:2000]}")
+
+
+if __name__ == "__main__":
+    print(build(extra=SANITIZE if "--sanitize" in sys.argv else None))

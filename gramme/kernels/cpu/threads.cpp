@@ -1,0 +1,225 @@
+// Runs a list of calls on several threads. The only file that knows threads; it knows no kernel.
+//
+// Chunks of the current call are claimed, one at a time, by whichever thread is running: nobody waits for a thread that
+// the system has not scheduled, only for a chunk that was claimed. Whoever finishes a call's last chunk starts the next
+// call, so no thread is special. One 64-bit word says all: which call, how many chunks, which is next. A claim is a
+// compare-and-swap on it, so a thread that slept through a call cannot claim a chunk of another.
+#include "gramme_cpu.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#else
+#define PAUSE() asm volatile("yield")
+#endif
+
+namespace {
+
+constexpr int64_t SPIN_NS = 200'000;      // after a list of calls: then helpers sleep
+constexpr int64_t YIELD_NS = 50'000;      // waiting for a claimed chunk: then let others run
+constexpr int64_t PATIENCE_NS = 400'000;  // between looks at whether this thread was interrupted
+
+int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1'000'000'000ll + t.tv_nsec;
+}
+
+// generation (24 bits), chunks (20), next (20)
+constexpr uint64_t FIELD = (1 << 20) - 1;
+uint64_t word_of(uint64_t generation, uint64_t chunks) { return generation << 40 | chunks << 20; }
+uint64_t chunks_of(uint64_t w) { return w >> 20 & FIELD; }
+uint64_t next_of(uint64_t w) { return w & FIELD; }
+
+struct Pool;
+
+// What one thread needs: room to work in, and a guess of whether it shares its core. A thread that is interrupted while
+// it holds a chunk keeps all others waiting for a time slice, so one that was interrupted lately offers its core between
+// chunks, before the system takes it.
+struct Worker {
+    char *scratch;
+    int64_t looked_ns = 0, offered_ns = 0;
+    long interruptions = 0;
+    bool crowded = false;
+
+    void between_chunks() {
+        int64_t t = now_ns();
+        if (t - looked_ns > PATIENCE_NS) {
+            rusage r;
+            getrusage(RUSAGE_THREAD, &r);
+            crowded = r.ru_nivcsw != interruptions || (crowded && t - looked_ns < 20 * PATIENCE_NS && offered_ns > t - 20'000'000);
+            interruptions = r.ru_nivcsw;
+            looked_ns = t;
+        }
+        if (crowded && t - offered_ns > PATIENCE_NS) {
+            sched_yield();
+            offered_ns = now_ns();
+        }
+    }
+};
+
+struct Pool {
+    const Level *level;
+    int threads;
+    pid_t owner;
+    std::vector<std::thread> helpers;
+    std::vector<char *> rooms;
+    std::atomic<uint64_t> word{0};
+    std::atomic<uint64_t> done{0};       // chunks of the current call that have been run
+    std::atomic<uint32_t> active{0};     // lists of calls begun; odd while one runs. Helpers sleep on it
+    std::atomic<uint32_t> sleepers{0};
+    std::atomic<bool> closing{false};
+    const Call *calls = nullptr;
+    int64_t count = 0, index = 0;        // of calls; written by whoever advances, before `word` is published
+    uint64_t generation = 0;
+
+    const Kernel &kernel() const { return level->kernels[calls[index].op]; }
+
+    // Start call `index` or a later one: calls of one chunk are run here, the first of several is published.
+    void start(char *scratch) {
+        for (; index < count; index++) {
+            const Args *a = calls[index].args;
+            int64_t chunks = kernel().chunks(a, threads);
+            if (chunks > 1 && threads > 1) {
+                done.store(0, std::memory_order_relaxed);
+                generation = (generation + 1) & 0xffffff;
+                word.store(word_of(generation, (uint64_t)chunks), std::memory_order_release);
+                return;
+            }
+            for (int64_t c = 0; c < chunks; c++) kernel().run(a, c, scratch);
+        }
+        active.fetch_add(1, std::memory_order_release);  // even: all done
+    }
+
+    // Run one chunk of the current call, if there is one to claim.
+    bool claim(Worker &w) {
+        uint64_t seen = word.load(std::memory_order_acquire);
+        do {
+            if (next_of(seen) >= chunks_of(seen)) return false;
+        } while (!word.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+        kernel().run(calls[index].args, (int64_t)next_of(seen), w.scratch);
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks_of(seen)) {
+            index++;
+            start(w.scratch);
+        }
+        return true;
+    }
+
+    void wake() {
+        if (sleepers.load(std::memory_order_seq_cst))
+            syscall(SYS_futex, (uint32_t *)&active, FUTEX_WAKE_PRIVATE, 1 << 20, nullptr, nullptr, 0);
+    }
+
+    void sleep(uint32_t seen) {
+        sleepers.fetch_add(1, std::memory_order_seq_cst);
+        if (active.load(std::memory_order_seq_cst) == seen && !closing.load())
+            syscall(SYS_futex, (uint32_t *)&active, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+        sleepers.fetch_sub(1, std::memory_order_seq_cst);
+    }
+
+    void help(char *scratch) {
+        Worker w{scratch};
+        int64_t idle_since = now_ns();
+        while (!closing.load(std::memory_order_relaxed)) {
+            const uint32_t seen = active.load(std::memory_order_acquire);
+            if (claim(w)) {
+                w.between_chunks();
+                idle_since = 0;
+                continue;
+            }
+            PAUSE();
+            if (!idle_since) idle_since = now_ns();
+            const int64_t idle_ns = now_ns() - idle_since;
+            if (!(seen & 1) && idle_ns > SPIN_NS) {
+                sleep(seen);
+                idle_since = 0;
+            } else if (idle_ns > YIELD_NS) {
+                sched_yield();
+            }
+        }
+    }
+
+    void run(const Call *list, int64_t n) {
+        calls = list;
+        count = n;
+        index = 0;
+        active.fetch_add(1, std::memory_order_seq_cst);
+        wake();
+        Worker w{rooms[0]};
+        start(w.scratch);
+        int64_t waiting_since = 0;
+        while (active.load(std::memory_order_acquire) & 1) {
+            if (claim(w)) {
+                w.between_chunks();
+                waiting_since = 0;
+                continue;
+            }
+            PAUSE();
+            if (!waiting_since) waiting_since = now_ns();
+            else if (now_ns() - waiting_since > YIELD_NS) sched_yield();
+        }
+    }
+
+    void open() {
+        owner = getpid();
+        for (int i = 1; i < threads; i++) helpers.emplace_back([this, i] { help(rooms[i]); });
+    }
+
+    void close() {
+        closing = true;
+        active.fetch_add(2);
+        syscall(SYS_futex, (uint32_t *)&active, FUTEX_WAKE_PRIVATE, 1 << 20, nullptr, nullptr, 0);
+        for (auto &h : helpers) h.join();
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+void *gramme_pool_new(const Level *level, int threads) {
+    Pool *pool = new (std::nothrow) Pool;
+    if (!pool) return nullptr;
+    pool->level = level;
+    pool->threads = threads < 1 ? 1 : threads;
+    for (int i = 0; i < pool->threads; i++) pool->rooms.push_back((char *)aligned_alloc(64, SCRATCH_BYTES));
+    pool->open();
+    return pool;
+}
+
+// One list of calls, from beginning to end. One thread at a time may call this. After a fork the child has no helpers:
+// it runs alone.
+void gramme_run(void *handle, const Call *calls, int64_t count) {
+    Pool *pool = (Pool *)handle;
+    if (pool->owner != getpid()) {
+        for (int64_t i = 0; i < count; i++) {
+            const Kernel &k = pool->level->kernels[calls[i].op];
+            int64_t chunks = k.chunks(calls[i].args, 1);
+            for (int64_t c = 0; c < chunks; c++) k.run(calls[i].args, c, pool->rooms[0]);
+        }
+        return;
+    }
+    pool->run(calls, count);
+}
+
+void gramme_pool_free(void *handle) {
+    Pool *pool = (Pool *)handle;
+    if (pool->owner != getpid()) return;  // the helpers are the parent's
+    pool->close();
+    for (char *room : pool->rooms) free(room);
+    delete pool;
+}
+}
