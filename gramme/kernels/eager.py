@@ -2,6 +2,7 @@
 
 Knows no model and no engine. Shapes are written in `ops`; `reference` defines what is right.
 """
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -135,3 +136,7 @@ class TorchDevice:
 
     def get(self, a: Any) -> Any:
         return a.detach().float().cpu().numpy() if isinstance(a, Tensor) and a.is_floating_point() else np.asarray(a)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return run

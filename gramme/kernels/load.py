@@ -1,9 +1,11 @@
 """Which kernels run: names a backend, imports it when asked, and says why one cannot be had."""
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gramme.config import ConfigError
 from gramme.formats.grouped import Grouped
+from gramme.kernels.cpu.library import LIBRARY
 from gramme.kernels.ops import Array, Device, Ops
 from gramme.kernels.reference import REFERENCE, NumpyDevice
 
@@ -18,8 +20,21 @@ class Backend:
     asynchronous: bool = False  # whether a step returns before its results are there
 
 
-def backend(name: str) -> Backend:
+def available() -> tuple[str, ...]:
+    """The backends that can run on this machine's processor, the best first. Asks the file system only."""
+    compiled = LIBRARY.exists() and os.environ.get("GRAMME_CPU_LEVEL") != "off"
+    return ("cpu", "reference") if compiled else ("reference",)
+
+
+def backend(name: str, threads: int = 1) -> Backend:
     """Raises ConfigError, with the reason, when the backend cannot be loaded."""
+    if name == "cpu":
+        from gramme.kernels.cpu.kernels import CpuDevice, CpuKernels
+        from gramme.kernels.cpu.known import best_level
+        from gramme.kernels.cpu.layout import pack
+
+        kernels = CpuKernels(best_level(), threads)
+        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, integer_acts=True)
     if name == "reference":
         return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=True)
     if name == "eager":
@@ -29,4 +44,4 @@ def backend(name: str) -> Backend:
             raise ConfigError(f"backend 'eager' needs PyTorch, which cannot be imported: {error}") from None
         device = TorchDevice("cpu")
         return Backend(name, EAGER, device, pack=device.pack)
-    raise ConfigError(f"backend {name!r} is not built here; there are: reference, eager")
+    raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager")

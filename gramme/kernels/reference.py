@@ -3,6 +3,8 @@
 Every array between operations is float32; bfloat16 and float16 pages are storage, widened when read. Knows no model and
 no engine. Shapes are written in `ops`.
 """
+from collections.abc import Callable
+
 import numpy as np
 
 from gramme.formats.grouped import Grouped, dense, rows
@@ -28,14 +30,15 @@ def add_norm(x: Array, r: Array | None, gain: Array, eps: float, act: str) -> tu
 def quantise(x: Array, act: str) -> Array | Quantised:
     if act == "float":
         return x
+    rows, columns = x.shape
     group = int(act.removeprefix("int8/"))
-    x = x.reshape(len(x), -1, group)
+    x = x.reshape(rows, columns // group, group)
     largest = np.abs(x).max(-1, keepdims=True)
     with np.errstate(divide="ignore"):
         inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
     values = np.rint(x * inverse).astype(np.int8)
     scales = largest[..., 0] * np.float32(1 / 127)
-    return Quantised(values.reshape(len(x), -1), scales, scales * values.sum(-1, dtype=np.int32).astype(np.float32))
+    return Quantised(values.reshape(rows, columns), scales, scales * values.sum(-1, dtype=np.int32).astype(np.float32))
 
 
 def matmul(x: Array | Quantised, packed: Array | Grouped, bias: Array | None) -> Array:
@@ -72,9 +75,12 @@ def rope(x: Array, table: Array, positions: Array) -> Array:
 def attend(q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None) -> Array:
     """Causal attention of each row over its own context; K and V are written to the pages first, then read there."""
     if kv is not None:
-        size = kv.k.shape[2]
-        kv.k[step.slots // size, :, step.slots % size] = k
-        kv.v[step.slots // size, :, step.slots % size] = v
+        at = step.slots // kv.k.shape[2], slice(None), step.slots % kv.k.shape[2]
+        for pages, scales, new in ((kv.k, kv.k_scale, k), (kv.v, kv.v_scale, v)):
+            if scales is None:
+                pages[at] = new
+            else:
+                pages[at], scales[at] = _codes(new)
     out = np.empty_like(q)
     for b, length in enumerate(step.lengths.tolist()):
         low, high = int(step.starts[b]), int(step.starts[b + 1])
@@ -83,12 +89,23 @@ def attend(q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int 
     return out
 
 
+def _codes(x: Array) -> tuple[Array, Array]:
+    """x (T, Hk, Dh) -> int8 codes and the float16 scale of each token and head, by which they were made."""
+    scales = (np.abs(x).max(-1) * np.float32(1 / 127)).astype(np.float16)
+    wide = scales.astype(np.float32)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(wide > 0, 1 / wide, np.float32(0))
+    return np.clip(np.rint(x * inverse[..., None]), -127, 127).astype(np.int8), scales
+
+
 def _context(kv: KV, pages: Array, length: int) -> tuple[Array, Array]:
     """A row's keys and values from its pages, each (length, Hk, Dh)."""
     used = pages[: -(-length // kv.k.shape[2])]
-    heads, _, head_dim = kv.k.shape[1:]
-    gather = lambda a: a[used].swapaxes(1, 2).reshape(-1, heads, head_dim)[:length].astype(np.float32, copy=False)
-    return gather(kv.k), gather(kv.v)
+    heads = kv.k.shape[1]
+    gather = lambda a: a[used].swapaxes(1, 2).reshape(-1, heads, *a.shape[3:])[:length].astype(np.float32, copy=False)
+    if kv.k_scale is None:
+        return gather(kv.k), gather(kv.v)
+    return gather(kv.k) * gather(kv.k_scale)[..., None], gather(kv.v) * gather(kv.v_scale)[..., None]
 
 
 def _attend_row(q: Array, keys: Array, values: Array, positions: Array, window: int | None) -> Array:
@@ -181,6 +198,10 @@ class NumpyDevice:
 
     def get(self, a: Array) -> Array:
         return a
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return run
 
 
 def storage_dtype(name: str) -> np.dtype:

@@ -1,0 +1,290 @@
+"""The operations on the C++ kernels: checks shapes, strides and indices, makes room for results, and calls.
+
+Nothing reaches C that it could read or write outside of. Knows no model. Shapes are written in `kernels.ops`.
+"""
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gramme.config import ConfigError
+from gramme.kernels import reference
+from gramme.kernels.cpu.arena import Arena
+from gramme.kernels.cpu.layout import FLOAT_KINDS, INT8_KV, Packed
+from gramme.kernels.cpu.library import Op, Pool, Program
+from gramme.kernels.ops import KV, Array, Ops, Quantised, Sampled, Sampling, Step
+
+SPAN = 512  # tokens of context that one chunk of attention reads, see attention.h
+TILE_ROWS = 32
+PAGE_TOKENS = 16  # of a page that is made for whole sequences
+Act = Array | Quantised
+
+
+class CpuKernels:
+    """One pool of threads and the memory of results. Not thread-safe: one engine, one thread."""
+
+    def __init__(self, level: str, threads: int):
+        self.pool, self.arena = Pool(level, threads), Arena()
+
+    def ops(self) -> Ops:
+        return replace(
+            reference.REFERENCE, take=self.take, add_norm=self.add_norm, head_norm=self.head_norm,
+            quantise=self.quantise, matmul=self.matmul, gate_up=self.gate_up, rope=self.rope, attend=self.attend,
+            sample=self.sample,
+        )
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run, recording every call; what is returned does them all again, on the same addresses, by one call of C."""
+        outside, self.arena = self.arena, Arena()
+        program = self.pool.program = Program(self.pool, kept=[self.arena])
+        try:
+            run()
+        finally:
+            self.arena, self.pool.program = outside, None
+        program.close()
+        return program.replay
+
+    def take(self, packed: Packed | Array, ids: Array) -> Array:
+        plain = not isinstance(packed, Packed)
+        rows, columns = packed.shape
+        self._guard(("ids", id(ids), rows), lambda: _indices("ids", ids, rows))
+        if plain:
+            packed = Packed(_floats("x", packed, (rows, columns)), (rows, columns), -1)
+        y = self.arena.empty((len(ids), columns), np.float32)
+        self._call(Op.TAKE, [packed.data, packed.scales, packed.zeros, ids, y],
+                   [len(ids), columns, packed.kind, packed.group], [packed.unit])
+        return y
+
+    def add_norm(self, x: Array, r: Array | None, gain: Array, eps: float, act: str) -> tuple[Act, Array]:
+        shape, group = x.shape, _group(act)
+        _floats("x", x, shape)
+        _floats("gain", gain, shape[1:])
+        if r is not None:
+            _floats("r", r, shape)
+        total = self.arena.empty(shape, np.float32)
+        y = self._act(shape, group)
+        self._call(Op.ADD_NORM, [x, r, gain, total, *_parts(y)], [*shape, group], [eps])
+        return y, total
+
+    def head_norm(self, x: Array, gain: Array, eps: float) -> Array:
+        y = self.arena.empty(x.shape, np.float32)
+        stride = _heads("x", x)
+        _floats("gain", gain, x.shape[2:])
+        self._call(Op.HEAD_NORM, [x, gain, y], [len(x), x[0].size, x.shape[2], stride] if len(x) else [0, 1], [eps])
+        return y
+
+    def quantise(self, x: Array, act: str) -> Act:
+        if act == "float":
+            return x
+        _floats("x", x, x.shape)
+        y = self._act(x.shape, _group(act))
+        self._call(Op.QUANTISE, [x, *_parts(y)], [*x.shape, _group(act)])
+        return y
+
+    def matmul(self, x: Act, packed: Packed, bias: Array | None) -> Array:
+        tokens, group = _product("x", x, packed)
+        rows = packed.shape[0]
+        if bias is not None:
+            _floats("bias", bias, (rows,))
+        y = self.arena.empty((tokens, rows), np.float32)
+        self._call(Op.MATMUL, [packed.data, packed.scales, packed.zeros, *_parts(x), bias, y],
+                   [tokens, *packed.shape, packed.kind, packed.group, group], [packed.unit])
+        return y
+
+    def gate_up(self, x: Act, packed: Packed, bias: Array | None, act: str) -> Act:
+        tokens, group = _product("x", x, packed)
+        rows = packed.shape[0]
+        if bias is not None:
+            _floats("bias", bias, (rows,))
+        y = self._act((tokens, rows // 2), _group(act))
+        parts = _parts(y)
+        self._call(Op.GATE_UP, [packed.data, packed.scales, packed.zeros, *_parts(x), bias, *parts],
+                   [tokens, *packed.shape, packed.kind, packed.group, group, _group(act)], [packed.unit])
+        return y
+
+    def rope(self, x: Array, table: Array, positions: Array) -> Array:
+        stride = _heads("x", x)
+        _floats("table", table, (len(table), x.shape[2]))
+        self._guard(("positions", id(positions)), lambda: _indices("positions", positions, len(table), len(x)))
+        y = self.arena.empty(x.shape, np.float32)
+        self._call(Op.ROPE, [x, table, positions, y], [len(x), x[0].size, x.shape[2], stride] if len(x) else [0, 1])
+        return y
+
+    def attend(self, q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None) -> Array:
+        if kv is None:  # whole sequences: embedding and scoring, through pages of their own
+            kv, step = _own_pages(k, step)
+        tokens, heads, head_dim = q.shape
+        kind = _check_kv(q, k, v, kv)
+        self._guard(("step", id(step)), lambda: _check_step(tokens, kv, step))
+        if tokens == 0:
+            return self.arena.empty(q.shape, np.float32)
+        _, kv_heads, size, _ = kv.k.shape
+        self._call(Op.WRITE_KV, [k, v, kv.k, kv.v, kv.k_scale, kv.v_scale, step.slots],
+                   [tokens, kv_heads, head_dim, size, kind, _heads("k", k), _heads("v", v)])
+        spans = self._spans(tokens, heads // kv_heads, kv_heads, len(step.lengths), step.max_length)
+        y = self.arena.empty(q.shape, np.float32)
+        partial = self.arena.empty((tokens * heads * spans * (head_dim + 2),), np.float32)
+        pointers = [q, kv.k, kv.v, kv.k_scale, kv.v_scale, step.positions, step.starts, step.lengths, step.pages, y,
+                    partial]
+        sizes = [tokens, heads, kv_heads, head_dim, size, kind, len(step.lengths), step.pages.shape[1], window or 0,
+                 spans, _heads("q", q)]
+        self._call(Op.ATTEND, pointers, sizes, [head_dim**-0.5])
+        if spans:
+            self._call(Op.MERGE, pointers, sizes)
+        return y
+
+    def sample(self, logits: Array, s: Sampling) -> Sampled:
+        plain = s.edits is None and s.mask is None and not s.logprobs
+        if not plain or self.pool.program is not None or (s.temperature > 0).any():
+            return reference.sample(logits, s)
+        _floats("logits", logits, logits.shape)
+        tokens = np.empty(len(logits), np.int32)
+        self._call(Op.GREEDY, [logits, tokens], logits.shape)
+        return Sampled(tokens)
+
+    def read(self, data: Array) -> None:
+        """Read an array with all threads: what a bandwidth is measured with."""
+        self._call(Op.READ, [data, self.arena.empty((-(-data.nbytes >> 18) + 1,), np.int32)], [data.nbytes])
+
+    def _spans(self, tokens: int, shared: int, kv_heads: int, rows: int, length: int) -> int:
+        """Into how many pieces contexts are cut: only where there is too little else to share among the threads."""
+        tiles = max(rows, -(-tokens // max(1, TILE_ROWS // shared))) * kv_heads
+        spans = -(-length // SPAN)
+        return spans if spans > 1 and tiles < 8 * self.pool.threads else 0
+
+    def _act(self, shape: tuple[int, ...], group: int) -> Act:
+        if not group:
+            return self.arena.empty(shape, np.float32)
+        if shape[1] % group:
+            raise ValueError(f"{shape[1]} columns are no multiple of groups of {group}")
+        groups = (shape[0], shape[1] // group)
+        return Quantised(self.arena.empty(shape, np.int8), *(self.arena.empty(groups, np.float32) for _ in range(2)))
+
+    def _guard(self, key: Any, check: Callable[[], object]) -> None:
+        """Check now and, where calls are recorded, before each replay; what several operations read is checked once."""
+        program = self.pool.program
+        if program is None:
+            check()
+        elif key not in program.guards:
+            check()
+            program.guards[key] = check
+
+    def _call(self, op: Op, arrays: list[Array | None], sizes: Any, floats: Any = ()) -> None:
+        self.pool.call(op, [None if a is None else a.ctypes.data for a in arrays], sizes, floats, keep=arrays)
+
+
+class CpuDevice(reference.NumpyDevice):
+    """Host memory, and calls that can be recorded."""
+
+    def __init__(self, kernels: CpuKernels):
+        self.kernels = kernels
+        self.name = f"cpu ({kernels.pool.level}, {kernels.pool.threads} threads)"
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        return self.kernels.capture(run)
+
+
+def check_shape(head_dim: int, shared: int, page_size: int) -> None:
+    """Raises ConfigError for what attention's tiles do not hold."""
+    if head_dim % 16 or head_dim > 512 or shared > TILE_ROWS:
+        raise ConfigError(f"the CPU kernels want heads of a multiple of 16 up to 512 and at most {TILE_ROWS} heads to "
+                          f"a KV head, not {head_dim} and {shared}: use --backend reference")
+    if page_size & (page_size - 1):
+        raise ConfigError(f"the CPU kernels want --page-size to be a power of two, not {page_size}")
+
+
+def _parts(x: Act) -> list[Array | None]:
+    return [*x] if isinstance(x, Quantised) else [x, None, None]
+
+
+def _group(act: str) -> int:
+    """The values that share a scale; 0: floats."""
+    return 0 if act == "float" else int(act.removeprefix("int8/"))
+
+
+def _floats(name: str, a: Array, shape: tuple[int, ...]) -> Array:
+    if a.dtype != np.float32 or a.shape != shape or not a.flags.c_contiguous:
+        raise ValueError(f"{name} must be a contiguous float32 array of {shape}, not {a.dtype} {a.shape}")
+    return a
+
+
+def _heads(name: str, x: Array) -> int:
+    """The floats from one token to the next of x (T, H, Dh), whose heads lie side by side."""
+    if x.dtype != np.float32 or x.ndim != 3 or x.strides[1:] != (4 * x.shape[2], 4) or x.strides[0] % 4 or \
+            x.strides[0] < 0:
+        raise ValueError(f"{name} must be float32 (T, H, Dh) with heads side by side, not {x.dtype} {x.strides}")
+    return x.strides[0] // 4
+
+
+def _indices(name: str, a: Array, below: int, count: int | None = None) -> None:
+    if a.dtype != np.int32 or a.ndim != 1 or not a.flags.c_contiguous or (count is not None and len(a) != count):
+        raise ValueError(f"{name} must be {count or ''} contiguous int32 indices, not {a.dtype} {a.shape}")
+    if len(a) and not (int(a.min()) >= 0 and int(a.max()) < below):
+        raise ValueError(f"{name} must lie from 0 to {below - 1}, not {a.min()} to {a.max()}")
+
+
+def _product(name: str, x: Act, packed: Packed) -> tuple[int, int]:
+    """(tokens, group of x), once x and the matrix are known to go together."""
+    columns = packed.shape[1]
+    if packed.kind in FLOAT_KINDS.values():
+        if isinstance(x, Quantised):
+            raise ValueError("a float matrix multiplies float activations")
+        return len(_floats(name, x, (len(x), columns))), 0
+    if not isinstance(x, Quantised):
+        raise ValueError("an integer matrix multiplies quantised activations")
+    tokens, groups = x.scales.shape
+    group = columns // groups if groups and columns % groups == 0 else 0
+    if x.values.shape != (tokens, columns) or x.values.dtype != np.int8 or group not in (32, 128) or \
+            packed.group % group:
+        raise ValueError(f"activations of {x.values.shape} in {groups} groups do not fit a matrix of {packed.shape} in "
+                         f"groups of {packed.group}")
+    _floats("scales", x.scales, (tokens, groups))
+    _floats("sums", x.sums, (tokens, groups))
+    return tokens, group
+
+
+def _check_kv(q: Array, k: Array, v: Array, kv: KV) -> int:
+    """The kind of the pages, once shapes and types are known to go together."""
+    pages, kv_heads, size, head_dim = kv.k.shape
+    tokens = len(q)
+    check_shape(head_dim, q.shape[1] // kv_heads, size)
+    kind = INT8_KV if kv.k.dtype == np.int8 else FLOAT_KINDS[kv.k.dtype.name]
+    if not (k.shape == v.shape == (tokens, kv_heads, head_dim)) or q.shape[2] != head_dim or q.shape[1] % kv_heads:
+        raise ValueError(f"q, k, v of {q.shape}, {k.shape}, {v.shape} do not fit pages of {kv.k.shape}")
+    same = kv.v.shape == kv.k.shape and kv.v.dtype == kv.k.dtype
+    if not same or not (kv.k.flags.c_contiguous and kv.v.flags.c_contiguous):
+        raise ValueError("pages of K and V must be contiguous and alike")
+    if kind == INT8_KV and any(s is None or s.shape != (pages, kv_heads, size) or s.dtype != np.float16
+                               for s in (kv.k_scale, kv.v_scale)):
+        raise ValueError(f"int8 pages need float16 scales of {(pages, kv_heads, size)}")
+    return kind
+
+
+def _check_step(tokens: int, kv: KV, step: Step) -> None:
+    """Raises ValueError unless every index of the step stays inside the pages and the step's arrays."""
+    pages, _, size, _ = kv.k.shape
+    rows = len(step.lengths)
+    _indices("slots", step.slots, pages * size, tokens)
+    _indices("starts", step.starts, tokens + 1, rows + 1)
+    _indices("positions", step.positions, step.pages.shape[1] * size, tokens)
+    _indices("pages", step.pages.reshape(-1), pages)
+    if (np.diff(step.starts) < 0).any() or step.starts[0] != 0 or step.starts[-1] != tokens:
+        raise ValueError(f"starts must rise from 0 to {tokens}")
+    if (np.diff(step.positions) < 1)[np.isin(np.arange(1, tokens), step.starts, invert=True)].any():
+        raise ValueError("positions must rise within a row")
+
+
+def _own_pages(k: Array, step: Step) -> tuple[KV, Step]:
+    """Pages for rows that are whole sequences: one run of float32 pages a row, behind the scratch page."""
+    size = PAGE_TOKENS
+    counts = -(-np.diff(step.starts) // size)
+    first = 1 + np.concatenate([[0], np.cumsum(counts)])
+    table = np.zeros((len(counts), max(1, int(counts.max(initial=0)))), np.int32)
+    for b, n in enumerate(counts):
+        table[b, :n] = np.arange(first[b], first[b] + n)
+    shape = (int(first[-1]), k.shape[1], size, k.shape[2])
+    owners = np.repeat(np.arange(len(counts)), np.diff(step.starts))
+    slots = (first[owners] * size + step.positions).astype(np.int32)
+    kv = KV(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+    return kv, replace(step, pages=table, slots=slots)
