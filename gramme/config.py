@@ -139,7 +139,8 @@ class EngineConfig:
     backend: str = option("auto", "which kernels run the model", ("auto", "reference", "cpu", "eager", "cuda"))
     dtype: str = option("auto", "storage of unquantised weights; integers: rounded to the nearest",
                         ("auto", "float32", "bfloat16", "float16", "int8", "int4"))
-    kv_cache_dtype: str = option("auto", "storage of keys and values", ("auto", "float32", "bfloat16", "float16"))
+    kv_cache_dtype: str = option("auto", "storage of keys and values", 
+                                 ("auto", "float32", "bfloat16", "float16", "int8"))
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens")
     max_num_seqs: int = option(64, "sequences in one step")
     max_num_batched_tokens: int | None = option(None, "tokens in one step: longer prompts run in chunks")

@@ -3,7 +3,7 @@
 The path of a request: Engine.add -> Scheduler.schedule -> Runner.launch, collect -> Scheduler.commit -> Update.
 """
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from gramme.core.pages import PagePool
 from gramme.core.scheduler import Event, Scheduler
 from gramme.core.sequence import Sequence
 from gramme.grammar.compiler import Compiled, Grammars
-from gramme.kernels.load import backend
+from gramme.kernels.load import available, backend
 from gramme.llm.vocabulary import vocabulary
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model
@@ -69,8 +69,8 @@ class Engine:
     def load(cls, config: EngineConfig, opened: Opened | None = None) -> "Engine":
         """Plan, then load. Raises ModelError or ConfigError with one line that says what is wrong."""
         opened = opened or open_model(config)
-        decided = plan(opened.config, config, this_machine())
-        kernels = backend(decided.backend)
+        decided = plan(opened.config, config, replace(this_machine(), backends=available()))
+        kernels = backend(decided.backend, decided.threads)
         decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len)
         opened.check_all_used()
         grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))

@@ -8,6 +8,7 @@ from pathlib import Path
 class Hardware:
     cores: int  # that this process may use
     free_bytes: int  # memory that could be taken now
+    backends: tuple[str, ...] = ("reference",)  # that run here, the best first
 
 
 def this_machine() -> Hardware:

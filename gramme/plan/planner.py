@@ -9,9 +9,10 @@ DEFAULT_CHUNK_TOKENS = 512
 
 def plan(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Plan:
     """Raises ConfigError, with the numbers, when the model does not fit or a wish contradicts another."""
-    backend = "reference" if engine.backend == "auto" else engine.backend
-    dtype = "float32" if engine.dtype == "auto" else engine.dtype
-    kv_dtype = "float32" if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    backend = hardware.backends[0] if engine.backend == "auto" else engine.backend
+    dtype = ("bfloat16" if backend == "cpu" else "float32") if engine.dtype == "auto" else engine.dtype
+    kv_dtype = ("float16" if backend == "cpu" else "float32") if engine.kv_cache_dtype == "auto" \
+        else engine.kv_cache_dtype
     length = _model_len(model, engine)
     budget = hardware.free_bytes if engine.memory is None else min(parse_bytes(engine.memory), hardware.free_bytes)
     left = budget - model.weight_bytes(dtype)

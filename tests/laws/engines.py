@@ -15,7 +15,7 @@ from gramme.plan.planner import plan
 from gramme.request import Request, SamplingParams
 from gramme.runtime.runner import Runner
 
-MODEL = ModelConfig(family="llama", vocab_size=199, width=48, layers=2, heads=4, kv_heads=2, head_dim=12, ff_width=80,
+MODEL = ModelConfig(family="llama", vocab_size=199, width=48, layers=2, heads=4, kv_heads=2, head_dim=16, ff_width=80,
                     norm_eps=1e-5, max_positions=256, qk_norm=True, qkv_bias=True, windows=(None, 24))
 MAX_STEPS = 5000  # more than any of these needs: a bug ends in a failure, not in a hang
 
@@ -42,7 +42,8 @@ def maker(name):
     kernels, model = decoder(name)
 
     def make(**options):
-        config = EngineConfig(**(dict(backend=kernels.name, page_size=4, kv_tokens=4096, max_num_seqs=32) | options))
+        options = dict(kv_cache_dtype="float32", page_size=4, kv_tokens=4096, max_num_seqs=32) | options
+        config = EngineConfig(backend=kernels.name, **options)
         decided = plan(MODEL, config, Hardware(cores=1, free_bytes=1 << 32))
         return Engine(MODEL, decided, GenerationDefaults(), Runner(MODEL, decided, model, kernels))
 
