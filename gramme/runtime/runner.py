@@ -11,6 +11,7 @@ from gramme.kernels.ops import Array, Edits, Sampled, Sampling, Step
 from gramme.models.decoder import Decoder
 from gramme.request import Logprob, Logprobs, Pooling
 from gramme.runtime.cache import kv_cache
+from gramme.runtime.graphs import Graphs
 from gramme.runtime.inputs import HostStep, Wanted, host_step, wanted
 from gramme.runtime.sampler import Choice, Chooser, sampling
 
@@ -47,6 +48,7 @@ class Runner:
         self.vocab_size, self.page_size = model.vocab_size, plan.page_size
         self.decoder, self.backend, self.device = decoder, backend, backend.device
         self.kv = kv_cache(model, plan, backend.device)
+        self.graphs = Graphs(decoder, self.kv, backend.device, plan.page_size)
 
     def launch(self, batch: Batch, choosers: Sequence[Chooser], pooling: Sequence[Pooling | None],
                previous: Launched | None) -> Launched:
@@ -56,10 +58,17 @@ class Runner:
         host = host_step(batch, self.page_size)
         scored = [c.params.prompt_logprobs is not None and p is None for c, p in zip(choosers, pooling, strict=True)]
         want = wanted(batch, host.starts, scored)
-        step = self._put(host, want, previous)
-        hidden = self.decoder.hidden(step, self.kv)
-        chunks = [want[i : i + MAX_LOGIT_ROWS] for i in range(0, len(want), MAX_LOGIT_ROWS)]
-        sampled = [self._choose(hidden, batch, chunk, choosers) for chunk in chunks]
+        outputs = np.array([w.index for w in want], np.int32)
+        if graph := self.graphs.find(host, outputs):
+            self._feed(graph.step.tokens, host, previous)
+            hidden, logits = graph.run()
+            sampled = [self._choose(logits, batch, want, choosers)]
+        else:
+            step = self._put(host, outputs, previous)
+            hidden, sampled = self.decoder.hidden(step, self.kv), []
+            for i in range(0, len(want), MAX_LOGIT_ROWS):
+                logits = self.decoder.logits(hidden, step.outputs[i : i + MAX_LOGIT_ROWS])
+                sampled.append(self._choose(logits, batch, want[i : i + MAX_LOGIT_ROWS], choosers))
         return Launched(batch, choosers, want, sampled, self._pool(hidden, host, pooling))
 
     def collect(self, launched: Launched) -> list[RowResult]:
@@ -85,26 +94,27 @@ class Runner:
         if params.logprobs is not None:
             result.logprobs.append(_logprobs(sampled, j, params.logprobs))
 
-    def _put(self, host: HostStep, want: Sequence[Wanted], previous: Launched | None) -> Step:
+    def _put(self, host: HostStep, outputs: np.ndarray, previous: Launched | None) -> Step:
         put = self.device.put
         tokens = put(host.tokens)
+        self._feed(tokens, host, previous)
+        return Step(tokens, put(host.positions), put(host.slots), put(host.starts), put(host.lengths), put(host.pages),
+                    put(outputs), host.max_row, host.max_length)
+
+    def _feed(self, tokens: Array, host: HostStep, previous: Launched | None) -> None:
+        """Tokens that the previous step samples go from device to device."""
         for index, row in host.feeds:
             i = previous.sample_index(row)
             tokens[index] = previous.sampled[i // MAX_LOGIT_ROWS].tokens[i % MAX_LOGIT_ROWS]
-        outputs = put(np.array([w.index for w in want], np.int64))
-        return Step(tokens, put(host.positions), put(host.slots), put(host.starts), put(host.lengths), put(host.pages),
-                    outputs, host.max_row, host.max_length)
 
-    def _choose(self, hidden: tuple[Array, Array], batch: Batch, chunk: Sequence[Wanted],
-                choosers: Sequence[Chooser]) -> Sampled:
+    def _choose(self, logits: Array, batch: Batch, chunk: Sequence[Wanted], choosers: Sequence[Chooser]) -> Sampled:
         choices = []
         for w in chunk:
             seq, draft = batch.rows[w.row].seq, batch.rows[w.row].draft
             guessed = draft[: max(w.position - len(seq.tokens), 0)]
             choices.append(Choice(choosers[w.row], seq.tokens, seq.prompt_len, w.target, guessed))
         host = sampling(choices, [w.position for w in chunk], self.vocab_size)
-        rows = self.device.put(np.array([w.index for w in chunk], np.int64))
-        return self.backend.ops.sample(self.decoder.logits(hidden, rows), self._put_sampling(host))
+        return self.backend.ops.sample(logits, self._put_sampling(host))
 
     def _put_sampling(self, host: Sampling) -> Sampling:
         put = lambda a: self.device.put(a) if isinstance(a, np.ndarray) else a

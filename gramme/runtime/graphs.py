@@ -1,0 +1,90 @@
+"""Small steps by shape: the arrays of each shape stay where they are, so a step is captured once and then replayed.
+
+What capturing means is the device's business: recorded C calls on a CPU, a CUDA graph on a GPU, nothing on the
+reference. A shape is captured when it comes for the second time; the least recently used one makes room.
+"""
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gramme.kernels.ops import KV, Array, Device, Step
+from gramme.models.decoder import Decoder
+from gramme.runtime.inputs import HostStep
+
+MAX_TOKENS = 64  # of a step that is captured: longer ones are prefill chunks, where calls cost little beside the work
+MAX_SHAPES = 32
+LENGTHS = 512  # contexts are bucketed by so many tokens
+INPUTS = ("tokens", "positions", "slots", "starts", "lengths", "pages", "outputs")
+
+
+class Result(NamedTuple):
+    hidden: tuple[Array, Array]
+    logits: Array  # (N, V) of the outputs
+
+
+class Graph:
+    """One shape's input arrays, and the step on them."""
+
+    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step):
+        self.step, self.result = step, Result((None, None), None)
+
+        def run() -> None:
+            hidden = decoder.hidden(step, kv)
+            self.result = Result(hidden, decoder.logits(hidden, step.outputs))
+
+        self.replay: Callable[[], None] | None = None
+        self._capture = lambda: device.capture(run)
+
+    def run(self) -> Result:
+        """On what the input arrays now hold. The result's arrays are overwritten by the next run."""
+        if self.replay is None:
+            self.replay = self._capture()
+        else:
+            self.replay()
+        return self.result
+
+
+class Graphs:
+    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, page_size: int):
+        self.captured = self.replayed = 0  # steps
+        self._decoder, self._kv, self._device, self._page_size = decoder, kv, device, page_size
+        self._graphs: OrderedDict[tuple[int, ...], Graph | None] = OrderedDict()
+
+    def find(self, host: HostStep, outputs: np.ndarray) -> Graph | None:
+        """The graph of this step's shape with the step's inputs in its arrays; None: run it operation by operation."""
+        if len(host.tokens) > MAX_TOKENS or len(outputs) == 0:
+            return None
+        bucket = -(-host.max_length // LENGTHS)
+        key = (len(host.tokens), len(host.lengths), len(outputs), host.max_row, bucket)
+        if key not in self._graphs:
+            self._graphs[key] = None
+            if len(self._graphs) > MAX_SHAPES:
+                self._graphs.popitem(last=False)
+            return None
+        self._graphs.move_to_end(key)
+        graph = self._graphs[key]
+        if graph is None:
+            self.captured += 1
+            graph = self._graphs[key] = Graph(self._decoder, self._kv, self._device, self._step(host, outputs, bucket))
+        else:
+            self.replayed += 1
+        self._fill(graph.step, host, outputs)
+        return graph
+
+    def _step(self, host: HostStep, outputs: np.ndarray, bucket: int) -> Step:
+        width = bucket * LENGTHS // min(self._page_size, LENGTHS)
+        shapes = {name: getattr(host, name).shape for name in INPUTS[:-2]}
+        arrays = {name: self._device.empty(shape, "int32") for name, shape in shapes.items()}
+        return Step(**arrays, pages=self._device.empty((len(host.lengths), width), "int32"),
+                    outputs=self._device.empty(outputs.shape, "int32"), max_row=host.max_row,
+                    max_length=bucket * LENGTHS)
+
+    def _fill(self, step: Step, host: HostStep, outputs: np.ndarray) -> None:
+        for name in INPUTS[:-2]:
+            self._device.put(getattr(host, name), getattr(step, name))
+        self._device.put(outputs, step.outputs)
+        pages = np.zeros(step.pages.shape, np.int32)  # page 0, the scratch page, behind each row's own
+        pages[:, : host.pages.shape[1]] = host.pages
+        self._device.put(pages, step.pages)
