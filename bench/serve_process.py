@@ -18,7 +18,8 @@ class Served:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         command = [sys.executable, "-m", "gramme", "serve", *args, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stderr=stderr)
+        quiet = {"OPENBLAS_NUM_THREADS": "1"}  # two spinning threads on shared cores cost ten times the work
+        self.process = subprocess.Popen(command, env={**os.environ, **quiet, **(env or {})}, stderr=stderr)
         self.url = f"http://127.0.0.1:{self.port}"
         if wait:
             self.wait_ready()

@@ -200,6 +200,7 @@ class Request:
     bad_word_ids: Sequence[Sequence[int]] = ()  # params.bad_words, tokenised by whoever owns the tokenizer
     priority: int = _bounded(0, -MAX_COUNT, MAX_COUNT)  # lower runs first
     arrival_s: float = 0.0  # monotonic clock
+    start_by_s: float | None = None  # monotonic clock; a request that has not run by then ends with reason "deadline"
     deadline_s: float | None = None  # monotonic clock; after it the request ends with reason "deadline"
     cache_salt: str = _bounded("", 0, MAX_SALT_CHARS, kind=str)  # prefixes are shared only among equal salts
     pooling: Pooling | None = None  # an embedding is wanted, no tokens are sampled

@@ -5,7 +5,8 @@ import pytest
 
 from gramme.request import Request, RequestError, SamplingParams
 
-OURS = {"id", "prompt_token_ids", "params", "bad_word_ids", "arrival_s", "deadline_s", "pooling"}  # of Request
+# The fields of a Request that no caller sets.
+OURS = {"id", "prompt_token_ids", "params", "bad_word_ids", "arrival_s", "start_by_s", "deadline_s", "pooling"}
 
 
 def beyond(bound):

@@ -6,6 +6,7 @@ default. Imports nothing heavy: `gramme --help` must answer at once.
 import argparse
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
@@ -22,9 +23,9 @@ def options(record: type) -> dict[str, tuple[Field[Any], type]]:
     return {f.name: (f, _plain(hints[f.name])) for f in fields(record) if "help" in f.metadata}
 
 
-def add_flags(parser: argparse.ArgumentParser, record: type = EngineConfig) -> None:
+def add_flags(parser: argparse.ArgumentParser, *records: type) -> None:
     parser.add_argument("--config", metavar="FILE", help="TOML file whose keys are the flags' names")
-    for name, (f, kind) in options(record).items():
+    for name, (f, kind) in _all_options(records or (EngineConfig,)).items():
         flag, text = "--" + name.replace("_", "-"), f.metadata["help"].replace("%", "%%")
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -34,12 +35,15 @@ def add_flags(parser: argparse.ArgumentParser, record: type = EngineConfig) -> N
             parser.add_argument(flag, type=kind, choices=choices, default=None, help=text, metavar=metavar)
 
 
-def settle(args: argparse.Namespace, record: type = EngineConfig, **fixed: Any) -> Any:
-    """A record from flags, environment and file. Raises ConfigError naming the variable or key that is wrong."""
+def settle(args: argparse.Namespace, record: type = EngineConfig, *others: type, **fixed: Any) -> Any:
+    """A record from flags, environment and file. Raises ConfigError naming the variable or key that is wrong.
+
+    The keys of `others` may stand in the file too.
+    """
     from_file = _read_file(args.config)
-    known = options(record)
+    known, allowed = options(record), _all_options((record, *others))
     for key in from_file:
-        if key.replace("-", "_") not in known:
+        if key.replace("-", "_") not in allowed:
             raise ConfigError(f"{args.config}: there is no option {key!r}")
     values = dict(fixed)
     for name, (f, kind) in known.items():
@@ -51,6 +55,10 @@ def settle(args: argparse.Namespace, record: type = EngineConfig, **fixed: Any) 
         elif (key := next((k for k in from_file if k.replace("-", "_") == name), None)) is not None:
             values[name] = _parse(f"{args.config}: {key}", from_file[key], f, kind)
     return record(**values)
+
+
+def _all_options(records: Sequence[type]) -> dict[str, tuple[Field[Any], type]]:
+    return {name: option for record in records for name, option in options(record).items()}
 
 
 def _parse(where: str, value: Any, f: Field[Any], kind: type) -> Any:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from gramme.cli.flags import add_flags
-from gramme.config import ConfigError, ModelError
+from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.request import RequestError
+from gramme.serve.options import ServeOptions
 
 VERBS = {
     "run": "answer one prompt, or continue it",
@@ -33,10 +34,9 @@ def parser() -> argparse.ArgumentParser:
             for name, text in VERBS.items()}
     for name in ("run", "chat", "serve", "show"):
         made[name].add_argument("model", nargs="?", default=os.environ.get("GRAMME_MODEL", ""), help=MODEL)
-        add_flags(made[name])
+        add_flags(made[name], EngineConfig, *([ServeOptions] if name == "serve" else []))
     _run_flags(made["run"])
     _sampling_flags(made["chat"])
-    _serve_flags(made["serve"])
     _eval_flags(made["eval"])
     for name in ("pull", "rm"):
         made[name].add_argument("model", help="org/name[@revision], org/name-GGUF:Q4_K_M")
@@ -75,15 +75,6 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--top-k", type=int)
     p.add_argument("--min-p", type=float)
     p.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the end of the answer")
-
-
-def _serve_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--host", default=os.environ.get("GRAMME_HOST", "127.0.0.1"))
-    p.add_argument("--port", type=int, default=int(os.environ.get("GRAMME_PORT", "8000")))
-    p.add_argument("--served-model-name", default=os.environ.get("GRAMME_SERVED_MODEL_NAME"),
-                   help="the model's name in the API")
-    p.add_argument("--metrics-prefix", choices=("gramme", "vllm"),
-                   default=os.environ.get("GRAMME_METRICS_PREFIX", "gramme"))
 
 
 def _eval_flags(p: argparse.ArgumentParser) -> None:

@@ -2,9 +2,11 @@
 import argparse
 
 from gramme.cli.flags import settle
+from gramme.config import EngineConfig
+from gramme.serve.options import ServeOptions
 from gramme.serve.process import serve
 
 
-def main(args: argparse.Namespace) -> None:
-    serve(settle(args, model=args.model), host=args.host, port=args.port, served_model_name=args.served_model_name,
-          metrics_prefix=args.metrics_prefix)
+def main(args: argparse.Namespace) -> int:
+    records = (EngineConfig, ServeOptions)
+    return serve(settle(args, *records, model=args.model), settle(args, *records[::-1]))

@@ -68,7 +68,7 @@ class Scheduler:
         """The next step's rows; perhaps none. At most one batch may be uncommitted."""
         if len(self._uncommitted) > 1:
             raise RuntimeError("two batches are uncommitted already")
-        for seq in [s for s in (*self.running, *self.waiting) if s.deadline_s is not None and s.deadline_s <= now_s]:
+        for seq in [s for s in (*self.running, *self.waiting) if s.is_late(now_s)]:
             self.finish(seq, "deadline")
         rows = self._decode_rows()
         budget = self.max_batch_tokens - sum(len(row.tokens) for row in rows)

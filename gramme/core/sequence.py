@@ -18,6 +18,7 @@ class Sequence:
     index: int = 0  # which sample of the request
     stop_ids: frozenset[int] = frozenset()
     priority: int = 0  # lower runs first
+    start_by_s: float | None = None  # the latest time for its first step
     deadline_s: float | None = None
     root: bytes = b""  # namespace of prefixes: model, form of KV, salt
     runs_ahead: bool = True  # False: its next step needs the newest token on the host
@@ -40,6 +41,10 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens, self.prompt_len = list(self.tokens), len(self.tokens)
+
+    def is_late(self, now_s: float) -> bool:
+        late = self.deadline_s is not None and self.deadline_s <= now_s
+        return late or (self.scheduled_s is None and self.start_by_s is not None and self.start_by_s <= now_s)
 
     @property
     def generated(self) -> int:

@@ -171,7 +171,7 @@ class Engine:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if goes_on else self._eos)
         seq = Sequence(
             id=request.id, index=index, tokens=prompt, max_tokens=max_tokens, stop_ids=stop_ids,
-            priority=request.priority, deadline_s=request.deadline_s,
+            priority=request.priority, start_by_s=request.start_by_s, deadline_s=request.deadline_s,
             root=f"{self.plan.dtype} {self.plan.kv_dtype} {request.cache_salt}".encode(),
             runs_ahead=not chooser.needs_history, caches=not scores and request.pooling is None, pooling=prompt_only,
         )

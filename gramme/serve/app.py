@@ -9,17 +9,17 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gramme.request import Request, RequestError, SamplingParams
+from gramme.serve.admission import Admission, Place
 from gramme.serve.async_llm import AsyncLLM, EngineDead
 from gramme.serve.errors import FORESEEN, HttpError, http_error
 from gramme.serve.intake import Intake
 from gramme.serve.job import Job
 from gramme.serve.metrics import Metrics
 from gramme.serve.openai import (
-    MAX_BODY_BYTES,
     ChatCompletion,
     Completion,
     Detokenize,
@@ -30,8 +30,9 @@ from gramme.serve.openai import (
     sampling,
 )
 from gramme.serve.openai import prompts as prompts_of
+from gramme.serve.options import ServeOptions
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
-from gramme.serve.streaming import events, until_gone
+from gramme.serve.streaming import HeldStream, events, read_body, until_gone
 from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
@@ -40,18 +41,20 @@ from gramme.text.tokenizer import Tokenizer
 class Server:
     """The routes' state. `chat_form` and `tokenizer` are the model's, `llm` its engine."""
 
-    def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat, model: str,
-                 metrics_prefix: str = "gramme"):
-        self.llm, self.tokenizer, self.chat_form, self.model = llm, tokenizer, chat_form, model
-        self.intake = Intake(llm, tokenizer, chat_form)
-        self.metrics = Metrics(metrics_prefix, model, lambda: llm.stats)
+    def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat, model: str, options: ServeOptions):
+        self.llm, self.tokenizer, self.chat_form, self.model, self.options = llm, tokenizer, chat_form, model, options
+        self.draining = False
+        self.admission = Admission(options.max_queue)
+        self.intake = Intake(llm, tokenizer, chat_form, options)
+        self.metrics = Metrics(options.metrics_prefix, model, lambda: llm.stats)
         self.created = int(time.time())
 
     def app(self) -> Starlette:
         posts = {"/v1/chat/completions": self.chat, "/v1/completions": self.complete, "/v1/embeddings": self.embed,
                  "/tokenize": self.tokenize, "/detokenize": self.detokenize}
         gets = {"/v1/models": self.models, "/v1/models/{id:path}": self.one_model, "/tokenizer_info": self.info,
-                "/health": self.health, "/metrics": self.scrape}
+                "/health": self.is_ready, "/health/ready": self.is_ready, "/health/live": self.is_live,
+                "/metrics": self.scrape}
         routes = [Route(path, guarded(run), methods=["POST"]) for path, run in posts.items()]
         routes += [Route(path, guarded(run), methods=["GET"]) for path, run in gets.items()]
         return Starlette(routes=routes, lifespan=self._lifespan,
@@ -66,8 +69,16 @@ class Server:
             await self.llm.close()
             self.chat_form.close()
 
-    async def health(self, http: HttpRequest) -> Response:
+    async def is_ready(self, http: HttpRequest) -> Response:
+        """Ready: a request that comes now would get on."""
         self._check_ready()
+        if self.llm.stalled:
+            raise HttpError(503, "the engine does not get on", "unavailable_error", code="stalled")
+        return JSONResponse({"status": "ok"})
+
+    async def is_live(self, http: HttpRequest) -> Response:
+        if self.llm.ended.is_set():
+            raise EngineDead
         return JSONResponse({"status": "ok"})
 
     async def models(self, http: HttpRequest) -> Response:
@@ -109,7 +120,8 @@ class Server:
             raise RequestError(f"dimensions must be {width}, which is what the model has", "dimensions")
         prompts = [await self.intake.ids(p) for p in prompts_of(body.input, "input")]
         requests = [self.intake.request(ids, SamplingParams(), pooling="mean") for ids in prompts]
-        vectors = await until_gone(http, _all(map(self._vector, requests)))
+        with self._admit(len(requests)):
+            vectors = await until_gone(http, _all(map(self._vector, requests)))
         return _json(embedding_list(vectors, body.encoding_format, self.model, sum(map(len, prompts))), warnings)
 
     async def complete(self, http: HttpRequest) -> Response:
@@ -151,9 +163,14 @@ class Server:
         if body.stream:
             if body.prompt_logprobs is not None:
                 raise RequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
-            return StreamingResponse(events(job, reply), media_type="text/event-stream", headers=_header(warnings))
-        await until_gone(http, job.drain())
+            return HeldStream(self._admit(job.sequences), events(job, reply), media_type="text/event-stream",
+                              headers=_header(warnings) | {"cache-control": "no-cache"})
+        with self._admit(job.sequences):
+            await until_gone(http, job.drain())
         return _json(reply.whole(), warnings)
+
+    def _admit(self, sequences: int) -> Place:
+        return self.admission.admit(sequences, self.llm.ready.plan.max_rows, self.metrics.sequence_s)
 
     async def _vector(self, request: Request) -> list[float]:
         async with aclosing(self.llm.generate(request)) as updates:
@@ -164,23 +181,18 @@ class Server:
 
     async def _body(self, http: HttpRequest, kind: type) -> tuple[Any, list[str]]:
         self._check_ready()
-        if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HttpError(415, "the content type must be application/json")
-        data = bytearray()
-        async for piece in http.stream():
-            data += piece
-            if len(data) > MAX_BODY_BYTES:
-                raise HttpError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-        body, unknown = parse(bytes(data), kind)
+        body, unknown = parse(await read_body(http, self.options.body_limit_s), kind)
         if body.model is not None:
             self._check_model(body.model)
         return body, unknown
 
     def _check_ready(self) -> None:
-        if self.llm.dead is not None:
-            raise EngineDead(self.llm.dead)
+        if self.llm.ended.is_set():
+            raise EngineDead
+        if self.draining:
+            raise HttpError(503, "the server is shutting down", "unavailable_error", code=503, retry_after_s=5)
         if self.llm.ready is None:
-            raise HttpError(503, "Loading model", "unavailable_error", code=503)
+            raise HttpError(503, "Loading model", "unavailable_error", code=503, retry_after_s=1)
 
     def _check_model(self, name: str) -> None:
         if name != self.model:
@@ -198,7 +210,7 @@ def guarded(run: Callable[[HttpRequest], Awaitable[Response]]) -> Callable[[Http
             return await run(http)
         except FORESEEN as error:
             made = http_error(error)
-            return JSONResponse(made.body, made.status)
+            return JSONResponse(made.body, made.status, made.headers)
         except ClientDisconnect:
             return Response(status_code=499)
     return route

@@ -1,9 +1,12 @@
 """Owns the engine process and shares it among asyncio tasks. Knows no HTTP and no text."""
 import asyncio
+import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from hashlib import sha256
 
 from gramme.config import EngineConfig
@@ -13,6 +16,8 @@ from gramme.serve.messages import (
     Abort,
     Failed,
     Finish,
+    FromEngine,
+    Ping,
     Ready,
     Refused,
     Start,
@@ -22,30 +27,37 @@ from gramme.serve.messages import (
     pack,
 )
 
+STALLS_TO_DEATH = 10  # after so many stall limits without a sign of life the engine is killed
+
 
 class EngineDead(RuntimeError):
     """The engine process has ended; no request can be answered."""
 
 
+class EngineFault(RuntimeError):
+    """The engine could not take this request, and not because of the request."""
+
+
 class AsyncLLM:
-    """`ready` is None while the engine loads, `dead` says why it ended."""
+    """`ready` is None while the engine loads; `ended` is set when it has, and `failed` then says why, if it said so."""
 
-    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None = None):
-        self.ready: Ready | None = None
-        self.dead: str | None = None
+    def __init__(self, config: EngineConfig, stall_limit_s: float = 60.0):
+        self.config, self.stall_limit_s = config, stall_limit_s
         self.stats = EngineStats()
-        self._sock, self._process = sock, process
         self._waiting: dict[str, asyncio.Queue[Update | Exception]] = {}
+        self._spawn()
 
-    @classmethod
-    def spawn(cls, config: EngineConfig) -> "AsyncLLM":
+    def _spawn(self) -> None:
         """A fresh interpreter, not a fork."""
-        ours, theirs = socket.socketpair()
+        self.ready: Ready | None = None
+        self.failed: Failed | None = None
+        self.ended = asyncio.Event()
+        self.heard_s = time.monotonic()
+        self._sock, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "gramme.serve.worker", str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-        ours.sendall(pack(Start(config)))
-        return cls(ours, process)
+            command = [sys.executable, "-m", "gramme.serve.worker", str(theirs.fileno()), str(os.getpid())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self._sock.sendall(pack(Start(self.config)))
 
     @property
     def fingerprint(self) -> str | None:
@@ -56,23 +68,39 @@ class AsyncLLM:
         said = f"{self.ready.model} {plan.backend} {plan.dtype} {plan.kv_dtype}"
         return "fp_" + sha256(said.encode()).hexdigest()[:10]
 
+    @property
+    def stalled(self) -> bool:
+        """No step has ended and no ping was answered for longer than the limit. A long prompt counts by its chunks."""
+        return self.ready is not None and time.monotonic() - self.heard_s > self.stall_limit_s
+
     async def start(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._sock)
         self._reading = asyncio.create_task(self._read(reader))
+        self._pinging = asyncio.create_task(self._ping())
+
+    async def restart(self) -> None:
+        await self.close()
+        self._spawn()
+        await self.start()
 
     async def close(self) -> None:
-        self._writer.close()
+        self._pinging.cancel()
         self._reading.cancel()
-        if self._process is not None:
-            await asyncio.to_thread(_end, self._process)
+        self._writer.close()
+        await asyncio.to_thread(_end, self._process)
+
+    def give_up(self) -> None:
+        """Every waiter gets EngineDead at once."""
+        for queue in self._waiting.values():
+            queue.put_nowait(EngineDead("the engine has ended"))
 
     async def generate(self, request: Request) -> AsyncIterator[Update]:
         """Updates until every sample has ended; closing the generator earlier ends the request.
 
         Raises RequestError when the engine refuses it and EngineDead when the engine ends.
         """
-        if self.dead is not None:
-            raise EngineDead(self.dead)
+        if self.ended.is_set():
+            raise EngineDead("the engine has ended")
         queue = self._waiting[request.id] = asyncio.Queue()
         self._writer.write(pack(Submit(request)))
         left = request.params.n
@@ -93,31 +121,35 @@ class AsyncLLM:
         self._writer.write(pack(Finish(request_id, index)))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        why = "the engine process ended"
-        try:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 size = int.from_bytes(await reader.readexactly(4), "little")
                 if size > MAX_MESSAGE_BYTES:
-                    raise ConnectionError(f"a message of {size} bytes")
-                why = self._take(from_engine.decode(await reader.readexactly(size))) or why
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self.dead = why
-            for queue in self._waiting.values():
-                queue.put_nowait(EngineDead(why))
+                    break
+                self._take(from_engine.decode(await reader.readexactly(size)))
+        self.ended.set()
+        self.give_up()
 
-    def _take(self, message: Ready | Refused | Updates | Failed) -> str | None:
+    async def _ping(self) -> None:
+        while not self.ended.is_set():
+            await asyncio.sleep(self.stall_limit_s / 4)
+            self._writer.write(pack(Ping()))
+            if self.stalled and time.monotonic() - self.heard_s > STALLS_TO_DEATH * self.stall_limit_s:
+                self._process.kill()
+
+    def _take(self, message: FromEngine) -> None:
+        self.heard_s = time.monotonic()
         match message:
             case Ready():
                 self.ready = message
-            case Failed(text):
-                return text
-            case Refused(id, text, param):
-                self._give(id, RequestError(text, param))
+            case Failed():
+                self.failed = message
+            case Refused(id, text, param, fault):
+                self._give(id, EngineFault(text) if fault else RequestError(text, param))
             case Updates(updates, stats):
                 self.stats = stats
                 for update in updates:
                     self._give(update.id, update)
-        return None
 
     def _give(self, request_id: str, what: Update | Exception) -> None:
         if request_id in self._waiting:  # otherwise its client has gone
@@ -125,8 +157,10 @@ class AsyncLLM:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """It holds nothing that must be saved."""
+    process.terminate()
     try:
-        process.wait(5)
+        process.wait(1)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -11,6 +11,7 @@ from gramme.config import GenerationDefaults
 from gramme.request import Request, RequestError, SamplingParams
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.openai import ChatCompletion, Completion, Sampled, Tokenize, template_variables
+from gramme.serve.options import ServeOptions
 from gramme.serve.tools import Reading, history, reading, structured
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
@@ -19,8 +20,8 @@ from gramme.text.tokenizer import Tokenizer
 class Intake:
     """`llm` must be ready: the bounds are its model's and its plan's."""
 
-    def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat):
-        self.llm, self.tokenizer, self.chat_form = llm, tokenizer, chat_form
+    def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat, options: ServeOptions):
+        self.llm, self.tokenizer, self.chat_form, self.options = llm, tokenizer, chat_form, options
 
     @property
     def limit(self) -> int:
@@ -45,8 +46,10 @@ class Intake:
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words]
         if body is not None:
             more |= {"priority": body.priority, "cache_salt": body.cache_salt or ""}
-        return Request(id=uuid4().hex, prompt_token_ids=ids, params=params, bad_word_ids=bad,
-                       arrival_s=time.monotonic(), **more)
+        now_s = time.monotonic()
+        return Request(id=uuid4().hex, prompt_token_ids=ids, params=params, bad_word_ids=bad, arrival_s=now_s,
+                       start_by_s=now_s + self.options.queue_limit_s, deadline_s=now_s + self.options.run_limit_s,
+                       **more)
 
     async def ids(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
         if isinstance(prompt, str):

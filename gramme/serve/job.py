@@ -37,6 +37,10 @@ class Job:
             async for _ in updates:
                 pass
 
+    @property
+    def sequences(self) -> int:
+        return len(self.assemblies) * self.params.n
+
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(a.request.prompt_token_ids) for a in self.assemblies)
         made = sum(len(t) for a in self.assemblies for t in a.tokens)
@@ -68,13 +72,22 @@ class Job:
                 if u.error_param is not None:
                     raise RequestError(str(u.error), self._reading.param)
                 if u.finish_reason == "error":
-                    raise HttpError(500, u.error or "the engine failed", "internal_error")
+                    raise HttpError(500, u.error or "the engine failed", "internal_error", code="engine_error")
+                if u.finish_reason == "deadline":
+                    raise _late(u)
                 if assembly.reasons[u.index] and u.finish_reason is None:
                     self._llm.finish(u.id, u.index)
                 yield u, text
                 if assembly.finished:
                     break
         self._metrics.finished(assembly)
+
+
+def _late(u: Update) -> HttpError:
+    if u.scheduled_s is None:
+        return HttpError(503, "the request waited too long for its turn", "unavailable_error", code="queue_timeout",
+                         retry_after_s=5)
+    return HttpError(504, "the request ran for too long", "timeout_error", code="run_timeout")
 
 
 def _rate(tokens: int, ms: float) -> float | None:

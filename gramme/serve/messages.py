@@ -26,6 +26,10 @@ class Finish(msgspec.Struct, tag=True):
     index: int
 
 
+class Ping(msgspec.Struct, tag=True):
+    """Answered with Updates between two steps: the engine gets on."""
+
+
 class Ready(msgspec.Struct, tag=True):
     model: ModelConfig
     plan: Plan
@@ -36,6 +40,7 @@ class Refused(msgspec.Struct, tag=True):
     id: str
     message: str
     param: str | None
+    fault: bool = False  # ours, not the request's
 
 
 class Updates(msgspec.Struct, tag=True):
@@ -44,10 +49,13 @@ class Updates(msgspec.Struct, tag=True):
 
 
 class Failed(msgspec.Struct, tag=True):
+    """The last message: why the engine ends, for the log, not for clients."""
+
     message: str
+    user: bool = False  # what the user asked for cannot be done
 
 
-ToEngine = Start | Submit | Abort | Finish
+ToEngine = Start | Submit | Abort | Finish | Ping
 FromEngine = Ready | Refused | Updates | Failed
 to_engine = msgspec.msgpack.Decoder(ToEngine)
 from_engine = msgspec.msgpack.Decoder(FromEngine)

@@ -54,6 +54,7 @@ class Metrics:
         self._inference = made("request_inference_time_seconds", "first step to last token", E2E_S)
         self._prompt = made("request_prompt_tokens", "tokens of a prompt", COUNTS)
         self._made = made("request_generation_tokens", "tokens of an answer", COUNTS)
+        self.sequence_s = 1.0  # what a sequence took lately, from its first step to its end
         self._labels = (model, "0")
         self._done = Counter(f"{prefix}:request_success", "requests by reason", (*LABELS, "finished_reason"),
                              registry=self._registry)
@@ -71,6 +72,8 @@ class Metrics:
         for histogram, began_s, ended_s in spans:
             if began_s is not None and ended_s is not None:
                 histogram.observe(ended_s - began_s)
+        if m.scheduled_s is not None and m.finished_s is not None:
+            self.sequence_s += 0.1 * (m.finished_s - m.scheduled_s - self.sequence_s)
         self._prompt.observe(len(assembly.request.prompt_token_ids))
         for tokens, reason in zip(assembly.tokens, assembly.reasons):
             self._made.observe(len(tokens))

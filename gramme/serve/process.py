@@ -1,18 +1,118 @@
-"""The HTTP process: opens the model's text side, starts the engine's process and listens until it is interrupted."""
+"""The HTTP process: binds, starts the engine's process, listens, and ends in order. Knows no route and no tensor.
+
+It ends when it is told to (exit code 0; the first SIGTERM or SIGINT lets what runs come to its end, the second does
+not), or when its engine has ended (1, or 2 when the model could not be loaded).
+"""
+import logging
+import resource
+import socket
+import time
+from types import FrameType
+
 import uvicorn
 
-from gramme.config import EngineConfig
+from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.models.open import open_model
 from gramme.serve.app import Server
 from gramme.serve.async_llm import AsyncLLM
+from gramme.serve.connection import Limits, protocol
+from gramme.serve.guard import PUBLIC, Guard, read_keys
+from gramme.serve.log import Log
+from gramme.serve.options import ServeOptions
 from gramme.text.chat import open_chat
 from gramme.text.tokenizer import load_tokenizer
 
+LINGER_S = 1.0  # after the engine's end: waiters get their answers, probes see that we are dead
+CLOSE_S = 1  # for connections to take their last bytes
+BACKLOG = 512
+QUIET = PUBLIC - {"/"}  # probes come every second
 
-def serve(config: EngineConfig, *, host: str = "127.0.0.1", port: int = 8000, served_model_name: str | None = None,
-          metrics_prefix: str = "gramme") -> None:
-    """HTTP answers while the engine loads; /health says when it is ready."""
+
+def serve(config: EngineConfig, options: ServeOptions) -> int:
+    """HTTP answers while the engine loads; /health/ready says when it is ready. Returns the exit code.
+
+    Raises ConfigError or ModelError, with one line, when it cannot start.
+    """
+    read_keys(options)
+    sock = _bind(options.host, options.port)
     opened = open_model(config)
-    chat_form, tokenizer = open_chat(opened.text, config.chat_template), load_tokenizer(opened.text)
-    server = Server(AsyncLLM.spawn(config), tokenizer, chat_form, served_model_name or opened.name, metrics_prefix)
-    uvicorn.run(server.app(), host=host, port=port, log_level="warning")
+    tokenizer = load_tokenizer(opened.text)
+    log = _log()
+    llm, chat_form = AsyncLLM(config, options.stall_limit_s), open_chat(opened.text, config.chat_template)
+    server = Server(llm, tokenizer, chat_form, options.served_model_name or opened.name, options)
+    note = lambda record: log.write(**record) if options.access_log and record["path"] not in QUIET else None
+    limits = Limits(options.max_connections, options.header_limit_s, options.write_limit_s)
+    listener = Listener(uvicorn.Config(
+        Guard(server.app(), options, note), http=protocol(limits), ws="none", log_config=None, access_log=False,
+        server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=CLOSE_S), server, options, log)
+    listener.run(sockets=[sock])
+    log.drain()
+    if llm.failed is not None and llm.failed.user:
+        raise ModelError(llm.failed.message)
+    return listener.exit_code
+
+
+class Listener(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, server: Server, options: ServeOptions, log: Log):
+        super().__init__(config)
+        self.exit_code = 0
+        self._server, self._options, self._log = server, options, log
+        self._signals, self._restarts = 0, int(options.restart)
+        self._ended_s: float | None = None  # when the engine was found dead
+        self._drain_end_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the server."""
+        await super().on_tick(counter)
+        if self._signals:
+            return self._drained()
+        if self._server.llm.ended.is_set():
+            return await self._bury()
+        return False
+
+    def _drained(self) -> bool:
+        now_s = time.monotonic()
+        if not self._server.draining:
+            self._server.draining, self._drain_end_s = True, now_s + self._options.drain_limit_s
+        idle = self._server.admission.outstanding == 0
+        if not idle and self._signals == 1 and now_s < self._drain_end_s and not self._server.llm.ended.is_set():
+            return False
+        self._server.llm.give_up()
+        return True
+
+    async def _bury(self) -> bool:
+        failed, now_s = self._server.llm.failed, time.monotonic()
+        if self._ended_s is None:
+            self._ended_s = now_s
+        if self._ended_s == now_s and not (failed and failed.user):  # that one the command line says
+            self._log.write(level="error", message=failed.message if failed else "the engine process ended")
+        if self._restarts and not (failed and failed.user):
+            self._restarts -= 1
+            self._ended_s = None
+            await self._server.llm.restart()
+            return False
+        self.exit_code = 1
+        return now_s > self._ended_s + LINGER_S or bool(failed and failed.user)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything is loaded: a port that is taken is found at once."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from None
+
+
+def _log() -> Log:
+    log = Log()
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [log], False
+        logger.setLevel(logging.WARNING)
+    return log

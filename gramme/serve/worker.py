@@ -1,15 +1,21 @@
 """The engine process: drains messages, steps, answers once a step; blocks when idle. Knows no text."""
+import ctypes
+import os
 import select
+import signal
 import socket
 import sys
+import traceback
 
 from gramme.config import ConfigError, ModelError
 from gramme.llm.engine import Engine
 from gramme.request import RequestError
+from gramme.serve import faults
 from gramme.serve.messages import (
     Abort,
     Failed,
     Finish,
+    Ping,
     Ready,
     Refused,
     Start,
@@ -19,6 +25,8 @@ from gramme.serve.messages import (
     pack,
     to_engine,
 )
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Inbox:
@@ -62,26 +70,50 @@ def _handle(engine: Engine, sock: socket.socket, message: ToEngine) -> None:
                 engine.add(request)
             except RequestError as error:
                 sock.sendall(pack(Refused(request.id, str(error), error.param)))
+            except Exception:  # one bad request fails alone
+                traceback.print_exc()
+                sock.sendall(pack(Refused(request.id, "internal error", None, fault=True)))
         case Abort(id):
             engine.abort(id)
         case Finish(id, index):
             engine.finish(id, index, "stop")
+        case Ping():
+            sock.sendall(pack(Updates([], engine.stats())))
 
 
-def main() -> None:
+def main() -> int:
+    """0: the server has gone; 1: our fault; 2: the model cannot be run as asked."""
+    _die_with_parent()
     sock = socket.socket(fileno=int(sys.argv[1]))
     inbox = Inbox(sock)
     try:
         while not (first := inbox.read(wait=True)):
             if first is None:
-                return
+                return 0
         assert isinstance(first[0], Start)
-        run(Engine.load(first[0].config), sock, inbox)
+        engine = Engine.load(first[0].config)
+        faults.install(engine, os.environ.get("GRAMME_FAULTS", ""))
+        run(engine, sock, inbox)
     except (ModelError, ConfigError) as error:
-        sock.sendall(pack(Failed(str(error))))
-    except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        return  # the server has gone
+        sock.sendall(pack(Failed(str(error), user=True)))
+        return 2
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        sock.sendall(pack(Failed(f"{type(error).__name__} in the engine")))
+        return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """The end of the socket is seen between two steps; this also ends a step, and a load, whose server was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the server decides
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[2]):  # it died before the call
+        sys.exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
