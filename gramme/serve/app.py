@@ -37,6 +37,21 @@ from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
 
+ROUTES = {  # path: method, Server's method
+    "/v1/chat/completions": ("POST", "chat"),
+    "/v1/completions": ("POST", "complete"),
+    "/v1/embeddings": ("POST", "embed"),
+    "/tokenize": ("POST", "tokenize"),
+    "/detokenize": ("POST", "detokenize"),
+    "/v1/models": ("GET", "models"),
+    "/v1/models/{id:path}": ("GET", "one_model"),
+    "/tokenizer_info": ("GET", "info"),
+    "/health": ("GET", "is_ready"),
+    "/health/ready": ("GET", "is_ready"),
+    "/health/live": ("GET", "is_live"),
+    "/metrics": ("GET", "scrape"),
+}
+
 
 class Server:
     """The routes' state. `chat_form` and `tokenizer` are the model's, `llm` its engine."""
@@ -50,15 +65,12 @@ class Server:
         self.created = int(time.time())
 
     def app(self) -> Starlette:
-        posts = {"/v1/chat/completions": self.chat, "/v1/completions": self.complete, "/v1/embeddings": self.embed,
-                 "/tokenize": self.tokenize, "/detokenize": self.detokenize}
-        gets = {"/v1/models": self.models, "/v1/models/{id:path}": self.one_model, "/tokenizer_info": self.info,
-                "/health": self.is_ready, "/health/ready": self.is_ready, "/health/live": self.is_live,
-                "/metrics": self.scrape}
-        routes = [Route(path, guarded(run), methods=["POST"]) for path, run in posts.items()]
-        routes += [Route(path, guarded(run), methods=["GET"]) for path, run in gets.items()]
-        return Starlette(routes=routes, lifespan=self._lifespan,
-                         exception_handlers={404: _plain_error, 405: _plain_error, 500: _plain_error})
+        routes = [Route(path, guarded(getattr(self, name)), methods=[method])
+                  for path, (method, name) in ROUTES.items()]
+        made = Starlette(routes=routes, lifespan=self._lifespan,
+                         exception_handlers={404: _plain_error, 405: _plain_error, Exception: _plain_error})
+        made.router.redirect_slashes = False
+        return made
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ASK, SECRET, Canary
-from serve_process import Served
+from canary import ASK, SECRET, TINY, Canary, Served
 
-TINY = ("dummy:tiny", "--max-model-len", "512")
 LONG = {"prompt": [3, 4], "max_tokens": 400, "ignore_eos": True, "stream": True}
 
 
@@ -81,8 +79,7 @@ def test_when_the_engine_is_killed_all_waiters_are_answered_and_the_server_ends(
 def test_an_engine_that_raises_is_started_once_more(tmp_path):
     with open(tmp_path / "log", "wb") as log, Served(
             *TINY, "--restart", env={"GRAMME_FAULTS": "raise:20"}, stderr=log) as s:
-        status, events = stream(s)
-        assert ends_with_error(events)
+        assert ends_with_error(stream(s)[1])
         s.wait_ready()
         assert s.post("/v1/completions", ASK)[0] == 200
         assert ends_with_error(stream(s)[1])

@@ -1,13 +1,14 @@
-"""The server of `bench/serve_process.py`, and the check that follows every bad input and every fault: the canary."""
+"""The check after every bad input and every fault: the same server, ready, with the same answer, nothing left."""
 import re
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from serve_process import Served  # noqa: E402
+from serve_process import Served
 
+__all__ = ["ASK", "SECRET", "TINY", "Canary", "Served"]
+
+TINY = ("dummy:tiny", "--max-model-len", "512")
 SECRET = re.compile(r"Traceback|0x[0-9a-f]{8,}|/home/|/root/|site-packages|sk-|Bearer ")
 ASK = {"prompt": [3, 4, 5], "max_tokens": 6, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
@@ -30,14 +31,3 @@ class Canary:
         assert self.ask() == self.tokens
         names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         self.served.wait_for(lambda: not any(self.served.metric(n) for n in names), 10)
-
-
-@pytest.fixture(scope="module")
-def served():
-    with Served("dummy:tiny", "--max-model-len", "256") as s:
-        yield s
-
-
-@pytest.fixture(scope="module")
-def canary(served):
-    return Canary(served)
