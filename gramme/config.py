@@ -3,7 +3,7 @@
 Knows no file format and no hardware. `EngineConfig` is the only one that may say "auto"; `plan.planner.plan` turns it
 into a `Plan` and nobody changes either afterwards. Command-line flags are made from EngineConfig's fields.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1, "int32": 4}
@@ -156,6 +156,30 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Bytes that a plan takes, line by line, of its `budget`."""
+
+    weights: int
+    kv: int
+    tables: int  # cosines and sines of rope
+    activations: int  # arrays between the operations of the largest step
+    attention: int  # what attention needs besides
+    logits: int
+    records: int  # tokens and pages as the scheduler knows them
+    graphs: int
+    driver: int
+    budget: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self)) - self.budget
+
+    @property
+    def left(self) -> int:
+        return self.budget - self.total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What was decided. Complete: the runtime looks nowhere else."""
 
@@ -171,4 +195,7 @@ class Plan:
     run_ahead: bool
     threads: int
     seed: int
+    logit_rows: int  # rows of logits held at once
+    graph_bytes: int  # that the buffers of captured steps may take
+    ledger: Ledger
     notes: tuple[str, ...] = ()  # one sentence for each choice, with its number

@@ -47,7 +47,7 @@ def load(engine: EngineConfig, window: int) -> Subject:
     if not 2 <= window <= m.max_positions:
         raise ConfigError(f"a window must have from 2 to {m.max_positions} tokens, the model's context, not {window}")
     decoder = build(m, opened.source, kernels, dtype, window, streamed=True)
-    return Subject(opened.name, m, load_tokenizer(opened.text_directory), decoder, kernels.device)
+    return Subject(opened.name, m, load_tokenizer(opened.text), decoder, kernels.device)
 
 
 def chosen(m: ModelConfig, engine: EngineConfig) -> tuple[Backend, str]:

@@ -42,7 +42,11 @@ def _bit(raw: Array, bits: Array) -> Array:
 
 
 def _grouped(codes: Array, scales: Array, offsets: Array, bits: int) -> Grouped:
-    rows = len(codes)
+    """A group of scale 0, which is one value, becomes code 0 and zero point 1: kernels keep offsets in scales."""
+    rows, flat = len(codes), (scales == 0) & (offsets != 0)
+    if flat.any():
+        codes = np.where(flat.reshape(-1, 1), 0, codes.reshape(flat.size, -1)).astype(np.uint8)
+        scales = np.where(flat, offsets, scales)
     return Grouped(codes.reshape(rows, -1), scales.reshape(rows, -1), offsets.reshape(rows, -1), bits)
 
 

@@ -6,7 +6,7 @@ from gramme.text.tokenizer import load_tokenizer
 
 def vocabulary(opened: Opened) -> Vocabulary:
     """As many tokens as the model has logits; ids that the tokenizer does not know have no bytes, so no text."""
-    t = load_tokenizer(opened.text_directory)
+    t = load_tokenizer(opened.text)
     size = opened.config.vocab_size
     tokens = [t.token_bytes(i) if i < t.vocab_size else b"" for i in range(size)]
     eos = {*opened.config.eos_token_ids, *opened.defaults.eos_token_ids, *([] if t.eos_id is None else [t.eos_id])}

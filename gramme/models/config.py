@@ -3,9 +3,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gramme.config import GenerationDefaults, ModelConfig, ModelError
+from gramme.formats.fields import Fields
 from gramme.formats.files import read_json
 from gramme.models.families import llama, mistral, qwen2, qwen3
-from gramme.models.fields import Fields
 
 FAMILIES = {family.ARCHITECTURE: family.config for family in (llama, mistral, qwen2, qwen3)}
 

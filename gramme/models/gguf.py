@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gramme.config import GenerationDefaults, ModelConfig, ModelError, Rope
+from gramme.formats.fields import Fields
 from gramme.formats.gguf import GGUFFile
-from gramme.models.fields import Fields
 from gramme.models.names import GGUF, GGUF_LLAMA, Layout
 
 LAYOUTS = {"llama": GGUF_LLAMA, "qwen2": GGUF, "qwen3": GGUF}  # by general.architecture; llama is Mistral 7B's too

@@ -8,7 +8,7 @@ so derived equal the whitepapers' tables (tests/plan/test_gpus.py).
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from gramme.config import ConfigError
 
@@ -93,7 +93,9 @@ def gpu(name: str) -> GPU:
 
 
 def _words(name: str) -> set[str]:
-    return {w for w in re.findall(r"[A-Z0-9]+", name.upper()) if not re.fullmatch(r"\d+GB", w)} - VENDOR
+    """The words that tell a card from another; "rtx4070tisuper" has those of "RTX 4070 Ti SUPER"."""
+    spaced = re.sub(r"(?<=RTX)(?=\d)|(?<=\d)(?=TI|SUPER)|(?<=TI)(?=SUPER)", " ", name.upper())
+    return {w for w in re.findall(r"[A-Z0-9]+", spaced) if not re.fullmatch(r"\d+GB", w)} - VENDOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,13 @@ def share(card: GPU, ceiling: Ceiling, amount: float, seconds: float) -> float:
     return amount / card.rate(ceiling) / seconds
 
 
-def predict(card: GPU, work: Mapping[Ceiling, float], shares: Mapping[Ceiling, float], launches: int = 0) -> Prediction:
+class Rates(Protocol):
+    """Anything whose ceilings are known: a card, or this machine."""
+
+    def rate(self, ceiling: Any) -> float: ...
+
+
+def predict(card: Rates, work: Mapping[Any, float], shares: Mapping[Any, float], launches: int = 0) -> Prediction:
     """How long a step takes on `card` that reaches the same shares of its ceilings as were measured elsewhere.
 
     `work` is what the step needs of each ceiling in bytes or operations, `shares` what the sum of kernel times reached

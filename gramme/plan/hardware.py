@@ -1,7 +1,24 @@
-"""What the machine is, as one record. Measuring speeds is not done here."""
+"""What a machine is, as one record: cores, memory, and the rates that it reaches at most. Measuring is done elsewhere.
+
+Rates are bytes/s for "bandwidth" (memory), "disk" and "link" (host to GPU), operations/s for the others; a multiply-add
+is two operations. They are measured ones where `remember` has stored them, a data sheet's for cards that are not here,
+and else assumed, which every prediction then says.
+"""
+import json
 import os
-from dataclasses import dataclass
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gramme.config import ConfigError
+from gramme.plan.gpus import GPU, Ceiling
+
+VERSION = 1  # of the file of measured rates
+# Assumed where nothing was measured, for one core: what two-channel desktops with AVX2 have at least.
+CORE_BANDWIDTH, MOST_BANDWIDTH = 10e9, 40e9
+CORE_FLOAT32, CORE_INT8 = 40e9, 120e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -9,10 +26,86 @@ class Hardware:
     cores: int  # that this process may use
     free_bytes: int  # memory that could be taken now
     backends: tuple[str, ...] = ("reference",)  # that run here, the best first
+    kind: Literal["cpu", "gpu"] = "cpu"
+    name: str = "this machine"
+    total_bytes: int = 0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    source: str = "assumed"  # of the rates: "measured DATE", "data sheet", "assumed"
+
+    def rate(self, ceiling: str) -> float:
+        """Raises ConfigError for a ceiling that is not known here."""
+        if ceiling in self.rates:
+            return self.rates[ceiling]
+        if self.kind == "gpu" or ceiling not in (guesses := assumed(self.cores)):
+            raise ConfigError(f"{self.name}: the rate of {ceiling} is not known")
+        return guesses[ceiling]
 
 
 def this_machine() -> Hardware:
-    return Hardware(cores=_cores(), free_bytes=_free_bytes())
+    cores, name = _cores(), cpu_name()
+    rates, source = _measured(name, cores)
+    return Hardware(cores=cores, free_bytes=_free_bytes(), name=name, total_bytes=_meminfo("MemTotal:") or 0,
+                    rates=rates, source=source)
+
+
+def card(gpu: GPU) -> Hardware:
+    """A graphics card that may be anywhere, with all of its memory free."""
+    rates = {str(c): gpu.rate(c) for c in get_args(Ceiling)}
+    return Hardware(cores=_cores(), free_bytes=gpu.vram_bytes, kind="gpu", name=gpu.name, total_bytes=gpu.vram_bytes,
+                    backends=("cuda",), rates=rates, source="data sheet")
+
+
+def assumed(cores: int) -> dict[str, float]:
+    return {"bandwidth": min(CORE_BANDWIDTH * cores, MOST_BANDWIDTH), "float32": CORE_FLOAT32 * cores,
+            "int8": CORE_INT8 * cores}
+
+
+def remember(rates: Mapping[str, float], date: str) -> Path:
+    """Keep what was measured on this machine, for the plans to come."""
+    path = cache_directory() / "machine.json"
+    write_json(path, {"version": VERSION, "name": cpu_name(), "cores": _cores(), "date": date, "rates": dict(rates)})
+    return path
+
+
+def cpu_name() -> str:
+    lines = (line.partition(":") for line in _read(Path("/proc/cpuinfo")).splitlines())
+    names = (value.strip() for key, _, value in lines if key.strip() == "model name")
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def cache_directory() -> Path:
+    """$XDG_CACHE_HOME/gramme, ~/.cache/gramme by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gramme"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of ours holds; nothing when it is missing or broken: it is a cache."""
+    try:
+        value = json.loads(_read(path) or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """All or nothing: readers never see half a file. A cache that cannot be written is not worth an error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps(value))
+        new.replace(path)
+    except OSError:
+        return
+
+
+def _measured(name: str, cores: int) -> tuple[dict[str, float], str]:
+    found = read_json(cache_directory() / "machine.json")
+    if (found.get("version"), found.get("name"), found.get("cores")) != (VERSION, name, cores):
+        return {}, "assumed"
+    rates = found.get("rates")
+    if not isinstance(rates, dict) or not all(isinstance(r, int | float) and r > 0 for r in rates.values()):
+        return {}, "assumed"
+    return rates, f"measured {found.get('date')}"
 
 
 def _cores() -> int:
@@ -24,12 +117,16 @@ def _cores() -> int:
 
 
 def _free_bytes() -> int:
-    lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
-    free = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), 1 << 32)
+    free = _meminfo("MemAvailable:") or 1 << 32
     limit, used = _read(Path("/sys/fs/cgroup/memory.max")).strip(), _read(Path("/sys/fs/cgroup/memory.current")).strip()
     if limit.isdigit() and used.isdigit():
         free = min(free, int(limit) - int(used))
     return free
+
+
+def _meminfo(key: str) -> int | None:
+    lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == key), None)
 
 
 def _read(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Small steps by shape: the arrays of each shape stay where they are, so a step is captured once and then replayed.
 
 What capturing means is the device's business: recorded C calls on a CPU, a CUDA graph on a GPU, nothing on the
-reference. A shape is captured when it comes for the second time; the least recently used one makes room.
+reference. A shape is captured when it comes for the second time; the least recently used ones make room, so that all
+buffers stay within the plan's bytes.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gramme.config import ModelConfig, Plan
 from gramme.kernels.ops import KV, Array, Device, Step
 from gramme.models.decoder import Decoder
+from gramme.plan.memory import captured_bytes
 from gramme.runtime.inputs import HostStep
 
 MAX_TOKENS = 64  # of a step that is captured: longer ones are prefill chunks, where calls cost little beside the work
@@ -47,31 +50,42 @@ class Graph:
 
 
 class Graphs:
-    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, page_size: int):
+    def __init__(self, model: ModelConfig, plan: Plan, decoder: Decoder, kv: Sequence[KV], device: Device):
         self.captured = self.replayed = 0  # steps
-        self._decoder, self._kv, self._device, self._page_size = decoder, kv, device, page_size
+        self._decoder, self._kv, self._device, self._page_size = decoder, kv, device, plan.page_size
+        self._model, self._max_bytes, self._bytes = model, plan.graph_bytes, 0
+        self._most_rows = plan.logit_rows
         self._graphs: OrderedDict[tuple[int, ...], Graph | None] = OrderedDict()
 
     def find(self, host: HostStep, outputs: np.ndarray) -> Graph | None:
         """The graph of this step's shape with the step's inputs in its arrays; None: run it operation by operation."""
-        if len(host.tokens) > MAX_TOKENS or len(outputs) == 0:
+        size = captured_bytes(self._model, len(host.tokens), len(outputs))
+        if len(host.tokens) > MAX_TOKENS or not 0 < len(outputs) <= self._most_rows or size > self._max_bytes:
             return None
         bucket = -(-host.max_length // LENGTHS)
         key = (len(host.tokens), len(host.lengths), len(outputs), host.max_row, bucket)
         if key not in self._graphs:
             self._graphs[key] = None
             if len(self._graphs) > MAX_SHAPES:
-                self._graphs.popitem(last=False)
+                self._drop_oldest()
             return None
         self._graphs.move_to_end(key)
         graph = self._graphs[key]
         if graph is None:
             self.captured += 1
+            self._bytes += size
+            while self._bytes > self._max_bytes:
+                self._drop_oldest()
             graph = self._graphs[key] = Graph(self._decoder, self._kv, self._device, self._step(host, outputs, bucket))
         else:
             self.replayed += 1
         self._fill(graph.step, host, outputs)
         return graph
+
+    def _drop_oldest(self) -> None:
+        (tokens, _, outputs, *_), graph = self._graphs.popitem(last=False)
+        if graph is not None:
+            self._bytes -= captured_bytes(self._model, tokens, outputs)
 
     def _step(self, host: HostStep, outputs: np.ndarray, bucket: int) -> Step:
         width = bucket * LENGTHS // min(self._page_size, LENGTHS)

@@ -15,8 +15,6 @@ from gramme.runtime.graphs import Graphs
 from gramme.runtime.inputs import HostStep, Wanted, host_step, wanted
 from gramme.runtime.sampler import Choice, Chooser, sampling
 
-MAX_LOGIT_ROWS = 256  # rows of logits held at once: 256 x 128k float32 are 131 MB
-
 
 @dataclass(frozen=True)
 class Launched:
@@ -25,7 +23,7 @@ class Launched:
     batch: Batch
     choosers: Sequence[Chooser]
     wanted: Sequence[Wanted] = ()
-    sampled: Sequence[Sampled] = ()  # in chunks of MAX_LOGIT_ROWS
+    sampled: Sequence[Sampled] = ()  # in chunks of the plan's logit_rows
     pooled: dict[int, Array] = field(default_factory=dict)  # row -> (D,)
 
     def sample_index(self, row: int) -> int:
@@ -45,10 +43,10 @@ class RowResult:
 
 class Runner:
     def __init__(self, model: ModelConfig, plan: Plan, decoder: Decoder, backend: Backend):
-        self.vocab_size, self.page_size = model.vocab_size, plan.page_size
+        self.vocab_size, self.page_size, self.logit_rows = model.vocab_size, plan.page_size, plan.logit_rows
         self.decoder, self.backend, self.device = decoder, backend, backend.device
         self.kv = kv_cache(model, plan, backend.device)
-        self.graphs = Graphs(decoder, self.kv, backend.device, plan.page_size)
+        self.graphs = Graphs(model, plan, decoder, self.kv, backend.device)
 
     def launch(self, batch: Batch, choosers: Sequence[Chooser], pooling: Sequence[Pooling | None],
                previous: Launched | None) -> Launched:
@@ -66,9 +64,9 @@ class Runner:
         else:
             step = self._put(host, outputs, previous)
             hidden, sampled = self.decoder.hidden(step, self.kv), []
-            for i in range(0, len(want), MAX_LOGIT_ROWS):
-                logits = self.decoder.logits(hidden, step.outputs[i : i + MAX_LOGIT_ROWS])
-                sampled.append(self._choose(logits, batch, want[i : i + MAX_LOGIT_ROWS], choosers))
+            for i in range(0, len(want), self.logit_rows):
+                logits = self.decoder.logits(hidden, step.outputs[i : i + self.logit_rows])
+                sampled.append(self._choose(logits, batch, want[i : i + self.logit_rows], choosers))
         return Launched(batch, choosers, want, sampled, self._pool(hidden, host, pooling))
 
     def collect(self, launched: Launched) -> list[RowResult]:
@@ -78,7 +76,7 @@ class Runner:
             results[row].pooled = self.device.get(vector)
         for i, sampled in enumerate(launched.sampled):
             host = Sampled(*(None if a is None else self.device.get(a) for a in sampled))
-            for j, w in enumerate(launched.wanted[i * MAX_LOGIT_ROWS : (i + 1) * MAX_LOGIT_ROWS]):
+            for j, w in enumerate(launched.wanted[i * self.logit_rows : (i + 1) * self.logit_rows]):
                 self._accept(results[w.row], w, j, host, launched)
         return results
 
@@ -105,7 +103,7 @@ class Runner:
         """Tokens that the previous step samples go from device to device."""
         for index, row in host.feeds:
             i = previous.sample_index(row)
-            tokens[index] = previous.sampled[i // MAX_LOGIT_ROWS].tokens[i % MAX_LOGIT_ROWS]
+            tokens[index] = previous.sampled[i // self.logit_rows].tokens[i % self.logit_rows]
 
     def _choose(self, logits: Array, batch: Batch, chunk: Sequence[Wanted], choosers: Sequence[Chooser]) -> Sampled:
         choices = []

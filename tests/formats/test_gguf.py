@@ -201,3 +201,12 @@ def test_flipped_bits_end_in_a_file_or_in_one_line(reads):
             assert "\n" not in str(error) and len(str(error)) < 400
         content[at] ^= bit
     assert 50 < opened < 400
+
+
+def test_a_group_of_scale_0_keeps_its_value(reads):
+    raw = np.zeros((2, 144), np.uint8)
+    raw[:, 2:4] = np.frombuffer(np.float16(0.5).tobytes(), np.uint8)  # dmin; d is 0
+    raw[:, 8:12], raw[:, 16:] = [1, 2, 3, 63], 0xA7
+    w = reads(gguf({}, {"t": (12, (2, 256), raw.tobytes())})).tensor("t")
+    np.testing.assert_array_equal(dense(w)[0], np.repeat([-0.5, -1, -1.5, -31.5, 0, 0, 0, 0], 32))
+    assert (w.offsets[w.scales == 0] == 0).all()

@@ -16,6 +16,7 @@ def test_rates_equal_the_whitepapers_tables(name, gb_s, fp32, fp16, int8):
 
 @pytest.mark.parametrize("said, name", [
     ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti"), ("NVIDIA GeForce RTX 4060", "RTX 4060"), ("rtx 4090", "RTX 4090"),
+    ("rtx4090", "RTX 4090"), ("rtx4070tisuper", "RTX 4070 Ti SUPER"), ("rtx4060ti", "RTX 4060 Ti"),
     ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100"),
 ])
 def test_a_card_is_found_as_a_driver_names_it(said, name):

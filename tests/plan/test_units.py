@@ -31,6 +31,6 @@ def test_a_time_without_one_meaning_is_refused(text):
         parse_seconds(text)
 
 
-@given(st.integers(1, 10**6), st.sampled_from(sorted(SIZES)))
+@given(st.integers(1, 10**5), st.sampled_from(sorted(SIZES)))
 def test_a_size_is_number_times_unit(n, unit):
-    assert parse_bytes(f"{n}{unit}") == n * SIZES[unit] or n * SIZES[unit] > 10**18
+    assert parse_bytes(f"{n}{unit}") == n * SIZES[unit]

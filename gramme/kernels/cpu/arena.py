@@ -1,7 +1,8 @@
 """Memory for the results of operations: a result's block is free again when its array dies. Knows no operation.
 
 Blocks are kept for the next result of about that size, so a step allocates nothing once its shape has been seen, and
-large results are not mapped and zeroed by the system each time.
+large results are not mapped and zeroed by the system each time. What is kept is bounded: steps of every length would
+each leave blocks of their own sizes behind, twelve times as much as the largest needs.
 """
 import ctypes
 import weakref
@@ -10,30 +11,55 @@ from typing import Any
 import numpy as np
 
 ALIGN = 64
+SLACK = 1.25  # held in all over the most that was ever in use at once
 
 
 class Arena:
-    def __init__(self) -> None:
+    """`slack` may be infinite: then a block never moves or goes, which recorded calls rely on."""
+
+    def __init__(self, slack: float = SLACK) -> None:
         self.nbytes = 0  # held in all
+        self._slack, self._idle, self._most = slack, 0, 0
         self._free: dict[int, list[int]] = {}  # block size -> addresses
-        self._owned: list[np.ndarray[Any, Any]] = []
+        self._owned: dict[int, np.ndarray[Any, Any]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
         """An uninitialised array, aligned to a cache line."""
         dtype = np.dtype(dtype)
         size = _block(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         free = self._free.setdefault(size, [])
-        address = free.pop() if free else self._grow(size)
+        if free:
+            address = free.pop()
+            self._idle -= size
+        else:
+            address = self._grow(size)
         whole = np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
-        weakref.finalize(whole, free.append, address).atexit = False
+        weakref.finalize(whole, self._take_back, address, size).atexit = False
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return whole[:count].view(dtype).reshape(shape)
 
     def _grow(self, size: int) -> int:
+        self._most = max(self._most, self.nbytes - self._idle + size)
+        if self.nbytes + size > self._slack * self._most:
+            self._drop()
         owned = np.empty(size + ALIGN, np.uint8)
-        self._owned.append(owned)
+        address = -(-owned.ctypes.data // ALIGN) * ALIGN
+        self._owned[address] = owned
         self.nbytes += size
-        return -(-owned.ctypes.data // ALIGN) * ALIGN
+        return address
+
+    def _take_back(self, address: int, size: int) -> None:
+        self._free.setdefault(size, []).append(address)
+        self._idle += size
+
+    def _drop(self) -> None:
+        """Give the blocks that nobody uses back to the system."""
+        for addresses in self._free.values():
+            for address in addresses:
+                del self._owned[address]
+        self._free.clear()
+        self.nbytes -= self._idle
+        self._idle = 0
 
 
 def _block(nbytes: int) -> int:

@@ -36,7 +36,7 @@ class CpuKernels:
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """Run, recording every call; what is returned does them all again, on the same addresses, by one call of C."""
-        outside, self.arena = self.arena, Arena()
+        outside, self.arena = self.arena, Arena(slack=float("inf"))
         program = self.pool.program = Program(self.pool, kept=[self.arena])
         try:
             run()

@@ -2,7 +2,7 @@
 from typing import Any
 
 from gramme.config import ModelError, Rope
-from gramme.models.fields import Fields
+from gramme.formats.fields import Fields
 
 ATTENTION = ("full_attention", "sliding_attention")
 

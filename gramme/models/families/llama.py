@@ -1,7 +1,7 @@
 """Llama 2 and 3 (arXiv 2307.09288, 2407.21783)."""
 from gramme.config import ModelConfig
+from gramme.formats.fields import Fields
 from gramme.models.families.common import shared
-from gramme.models.fields import Fields
 
 ARCHITECTURE = "LlamaForCausalLM"
 

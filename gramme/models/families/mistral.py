@@ -1,7 +1,7 @@
 """Mistral 7B (arXiv 2310.06825): Llama with a window over all layers; also in Mistral's own params.json."""
 from gramme.config import ModelConfig, Rope
+from gramme.formats.fields import Fields
 from gramme.models.families.common import shared
-from gramme.models.fields import Fields
 
 ARCHITECTURE = "MistralForCausalLM"
 UNSUPPORTED = {"moe", "yarn", "quantization", "vision_encoder"}  # params.json

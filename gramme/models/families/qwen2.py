@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5 (arXiv 2407.10671): biases on q, k and v; a window on the later layers when it is switched on."""
 from gramme.config import ModelConfig
+from gramme.formats.fields import Fields
 from gramme.models.families.common import layer_windows, shared
-from gramme.models.fields import Fields
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 

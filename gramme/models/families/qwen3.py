@@ -1,7 +1,7 @@
 """Qwen3, dense (arXiv 2505.09388): norms on each head of q and k, heads wider than width / heads."""
 from gramme.config import ModelConfig
+from gramme.formats.fields import Fields
 from gramme.models.families.common import layer_windows, shared
-from gramme.models.fields import Fields
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 

@@ -1,0 +1,110 @@
+"""Bytes that a step moves and operations that it does, from a model's config alone: the one place that counts them.
+
+A multiply-add is two operations. Caches are taken to hold activations and nothing else. Knows no machine and no time.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gramme.config import ModelConfig, matrix_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's weights in memory, by how a step reads them."""
+
+    layers: int  # matrices of all layers, read once a step
+    embed: int  # a row for each token
+    head: int  # read when logits are wanted; 0 when it is the embedding
+    vectors: int  # gains and biases
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.embed + self.head + self.vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one step needs."""
+
+    weight_bytes: float = 0
+    kv_bytes: float = 0  # read and written
+    matmul_ops: float = 0  # in products with weights
+    attention_ops: float = 0
+
+    @property
+    def nbytes(self) -> float:
+        return self.weight_bytes + self.kv_bytes
+
+    @property
+    def ops(self) -> float:
+        return self.matmul_ops + self.attention_ops
+
+    @property
+    def intensity(self) -> float:
+        """Operations for each byte."""
+        return self.ops / self.nbytes
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.weight_bytes + other.weight_bytes, self.kv_bytes + other.kv_bytes,
+                    self.matmul_ops + other.matmul_ops, self.attention_ops + other.attention_ops)
+
+
+def weights(m: ModelConfig, dtype: str) -> Weights:
+    """With every matrix stored as `dtype`."""
+    table = matrix_bytes(m.vocab_size, m.width, dtype)
+    head = 0 if m.tied_embeddings else table
+    layers = sum(matrix_bytes(rows, columns, dtype) * n for rows, columns, n in m.matrices()[1:])
+    return Weights(layers, table, head, m.weight_bytes(dtype) - table - head - layers)
+
+
+def layer_elements(m: ModelConfig) -> int:
+    """Elements of all matrices that every token passes."""
+    return sum(rows * columns * n for rows, columns, n in m.matrices()[1:])
+
+
+def step(m: ModelConfig, w: Weights, kv_dtype: str, rows: Sequence[tuple[int, int]], outputs: int) -> Work:
+    """A step whose rows are [(start, tokens), ...]: so many tokens from that position. `outputs` rows of logits."""
+    tokens = sum(n for _, n in rows)
+    head = (w.head or w.embed) if outputs else 0
+    embed = w.embed * tokens // m.vocab_size
+    seen = [_layer_sum(m, start, n) for start, n in rows]
+    kv_tokens = sum(read for _, read in seen) + tokens * m.layers
+    return Work(
+        weight_bytes=w.layers + w.vectors + head + embed,
+        kv_bytes=kv_tokens * m.kv_token_bytes(kv_dtype) / m.layers,
+        matmul_ops=2 * tokens * layer_elements(m) + 2 * outputs * m.vocab_size * m.width,
+        attention_ops=4 * m.heads * m.head_dim * sum(pairs for pairs, _ in seen),
+    )
+
+
+def decode(m: ModelConfig, w: Weights, kv_dtype: str, contexts: Sequence[int]) -> Work:
+    """One new token for each sequence, which then sees `contexts` tokens."""
+    return step(m, w, kv_dtype, [(n - 1, 1) for n in contexts], len(contexts))
+
+
+def prefill(m: ModelConfig, w: Weights, kv_dtype: str, tokens: int, chunk: int, cached: int = 0) -> list[Work]:
+    """The steps that run a prompt of `tokens`, of which `cached` are known, in chunks; the last one gives logits."""
+    starts = range(cached, tokens, chunk)
+    return [step(m, w, kv_dtype, [(s, min(chunk, tokens - s))], int(s + chunk >= tokens)) for s in starts]
+
+
+def _layer_sum(m: ModelConfig, start: int, n: int) -> tuple[int, int]:
+    """Over all layers: pairs of a query and a key that it sees, and the tokens whose keys and values are read."""
+    pairs = read = 0
+    for window, layers in _windows(m).items():
+        pairs += layers * _pairs(start, n, window)
+        read += layers * (start + n if window is None else min(start + n, window + n - 1))
+    return pairs, read
+
+
+def _windows(m: ModelConfig) -> dict[int | None, int]:
+    counts: dict[int | None, int] = {}
+    for layer in range(m.layers):
+        counts[m.window(layer)] = counts.get(m.window(layer), 0) + 1
+    return counts
+
+
+def _pairs(start: int, n: int, window: int | None) -> int:
+    """Sum of min(start + i, window) for i = 1 .. n."""
+    growing = n if window is None else max(0, min(n, window - start))
+    return growing * start + growing * (growing + 1) // 2 + (n - growing) * (window or 0)

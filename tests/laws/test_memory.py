@@ -1,0 +1,106 @@
+"""Bytes: what a plan counts is what is allocated, and no mix of requests needs more."""
+import subprocess
+import sys
+
+import pytest
+
+from gramme.config import EngineConfig
+from gramme.kernels.load import available, backend
+from gramme.models.dummy import SHAPES
+from gramme.models.load import build, random_source
+from gramme.plan.hardware import Hardware
+from gramme.plan.planner import plan
+from gramme.runtime.cache import kv_cache
+
+TINY = SHAPES["tiny"]
+
+GREEDY_MIX = '''
+import random, resource, sys
+from dataclasses import replace
+from gramme.config import EngineConfig, GenerationDefaults
+from gramme.kernels.load import backend
+from gramme.llm.engine import Engine
+from gramme.models.dummy import SHAPES
+from gramme.models.load import build, random_source
+from gramme.plan.hardware import this_machine
+from gramme.plan.planner import plan
+from gramme.request import Request, SamplingParams
+from gramme.runtime.runner import Runner
+
+name, dtype, share = sys.argv[1], sys.argv[2], float(sys.argv[3])
+m = replace(SHAPES["tiny"], layers=1, width=64, ff_width=256, heads=4, kv_heads=2, head_dim=32, vocab_size=2048)
+config = EngineConfig(backend=name, threads=2, dtype=dtype, max_num_seqs=16, max_model_len=512, kv_tokens=800,
+                      memory="400MB", max_num_batched_tokens=256)
+decided = plan(m, config, this_machine())
+kernels = backend(decided.backend, 2)
+decoder = build(m, random_source(m), kernels, decided.dtype, decided.max_model_len)
+engine = Engine(m, decided, GenerationDefaults(), Runner(m, decided, decoder, kernels))
+
+def virtual():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+def run(requests):
+    for r in requests:
+        engine.add(r)
+    while engine.busy:
+        for u in engine.step():
+            assert u.error is None, u.error
+
+r = random.Random(1)
+prompt = lambda n: [r.randrange(m.vocab_size) for _ in range(n)]
+run([Request(id="warm", prompt_token_ids=[1, 2], params=SamplingParams(max_tokens=2))])  # lazy imports and thread pools
+L = decided.ledger
+limit = virtual() + int(share * (L.activations + L.attention + L.logits + L.graphs)) + L.records
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+run([Request(id="long", prompt_token_ids=prompt(500), params=SamplingParams(max_tokens=8, prompt_logprobs=20))])
+run([Request(id=f"s{i}", prompt_token_ids=prompt(400), params=SamplingParams(n=8, max_tokens=8, logprobs=20))
+     for i in range(2)])
+run([Request(id=f"e{i}", prompt_token_ids=prompt(512), params=SamplingParams(), pooling="mean") for i in range(2)])
+for round in range(1):
+    run([Request(id=f"{round}-{i}", prompt_token_ids=prompt(r.randrange(1, 120)), params=SamplingParams(
+        n=r.choice((1, 2)), max_tokens=r.randrange(1, 120), logprobs=r.choice((None, 5)),
+        prompt_logprobs=r.choice((None, None, 20)), repetition_penalty=r.choice((1.0, 1.2)),
+        logit_bias={r.randrange(m.vocab_size): 1.0})) for i in range(12)])
+print("preemptions", engine.stats().preemptions)
+'''
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["tiny"])
+def test_the_weights_that_a_plan_counts_are_those_that_are_allocated(name, dtype):
+    m = SHAPES[name]
+    decided = plan(m, EngineConfig(backend="reference", dtype=dtype, kv_tokens=64, max_model_len=64),
+                   Hardware(cores=1, free_bytes=1 << 34))
+    decoder = build(m, random_source(m), backend("reference"), dtype, decided.max_model_len)
+    held = [decoder.embed, *([] if decoder.head is decoder.embed else [decoder.head])]
+    vectors = [decoder.norm]
+    for layer in decoder.layers:
+        held += [layer.qkv, layer.o, layer.gate_up, layer.down]
+        vectors += [layer.attn_norm, layer.mlp_norm]
+    assert sum(w.nbytes for w in held) + sum(v.nbytes for v in vectors) == decided.ledger.weights
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
+def test_keys_and_values_take_what_the_plan_counts(kv_dtype):
+    decided = plan(TINY, EngineConfig(kv_cache_dtype=kv_dtype, kv_tokens=500), Hardware(cores=1, free_bytes=1 << 32))
+    cache = kv_cache(TINY, decided, backend("reference").device)
+    assert sum(a.nbytes for kv in cache for a in kv if a is not None) == decided.ledger.kv
+
+
+def mix(name, dtype, share):
+    return subprocess.run([sys.executable, "-c", GREEDY_MIX, name, dtype, str(share)], capture_output=True, text=True,
+                          timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+@pytest.mark.parametrize("name, dtype", [("reference", "float32"), *(
+    [("cpu", "bfloat16"), ("cpu", "int4")] if "cpu" in available() else [("reference", "int4")])])
+def test_an_accepted_plan_cannot_be_made_to_run_out_of_memory(name, dtype):
+    done = mix(name, dtype, 1.0)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 0, "the mix must preempt"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_the_mix_above_does_need_what_is_counted():
+    assert "MemoryError" in mix("reference", "float32", 0.4).stderr
