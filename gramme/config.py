@@ -123,9 +123,9 @@ class GenerationDefaults:
     eos_token_ids: tuple[int, ...] = ()
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+def option(default: Any, help: str, choices: tuple[str, ...] = (), short: str = "") -> Any:
     """A field that becomes a command-line flag, an environment variable and a configuration key."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+    return field(default=default, metadata={"help": help, "choices": choices, "short": short})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,8 @@ import platform
 from importlib.util import find_spec
 
 from gramme import __version__
+from gramme.cli.flags import settle
+from gramme.cli.options import OutputOptions
 from gramme.config import ConfigError
 from gramme.kernels.load import backend
 from gramme.plan.hardware import this_machine
@@ -20,7 +22,7 @@ def main(args: argparse.Namespace) -> None:
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
         "backends": {name: _try(name) for name in ("reference", "eager")},
     }
-    if args.json:
+    if settle(args, OutputOptions).json:
         print(json.dumps(facts))
         return
     for name, value in facts.items():

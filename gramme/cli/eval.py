@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from gramme.cli.flags import settle
+from gramme.cli.options import EvalOptions
 from gramme.cli.progress import Bar
 from gramme.config import ConfigError, EngineConfig
 from gramme.evals import texts
@@ -18,18 +19,18 @@ WINDOW = 2048  # tokens, as in the papers; less when the model's context is shor
 
 
 def main(args: argparse.Namespace) -> None:
-    engine = settle(args, model=args.model)
-    window = args.window or min(WINDOW, open_model(engine).config.max_positions)
+    engine, asked = settle(args, EngineConfig), settle(args, EvalOptions)
+    window = asked.window or min(WINDOW, open_model(engine).config.max_positions)
     model = load(engine, window)
-    named = texts.read(args.text) if args.text else texts.shipped("held-out")
-    record: dict[str, Any] = {"model": model.name, "window": window, "stride": args.stride or window}
+    named = texts.read(asked.text) if asked.text else texts.shipped("held-out")
+    record: dict[str, Any] = {"model": model.name, "window": window, "stride": asked.stride or window}
     if args.measure == "kl":
-        reference = load(_reference(engine, args.reference), window)
+        reference = load(_reference(engine, asked.reference), window)
         record["reference"] = reference.name
         record["texts"] = {name: _loss(reference, model, text, name, record) for name, text in named.items()}
     else:
         record["texts"] = {name: _quality(model, text, name, record) for name, text in named.items()}
-    _print(record, args.json)
+    _print(record, asked.json)
 
 
 def _reference(engine: EngineConfig, name: str | None) -> EngineConfig:

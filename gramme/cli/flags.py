@@ -1,94 +1,112 @@
-"""Command-line flags made from EngineConfig's fields: each is also an environment variable and a configuration key.
+"""Records whose fields are command-line flags, environment variables and configuration keys at once.
 
 A flag wins over GRAMME_NAME in the environment, which wins over the key in --config FILE (TOML), which wins over the
 default. Imports nothing heavy: `gramme --help` must answer at once.
 """
 import argparse
 import os
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from gramme.config import ConfigError, EngineConfig
+from gramme.config import ConfigError
 
+Record = TypeVar("Record")
 TRUE, FALSE = ("1", "on", "true", "yes"), ("0", "off", "false", "no")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def options(record: type) -> dict[str, tuple[Field[Any], type]]:
-    """The fields that were declared with `config.option`, with the type of their value."""
+    """The fields that were declared with `config.option`, with the type of their value; a tuple is of strings."""
     hints = get_type_hints(record)
     return {f.name: (f, _plain(hints[f.name])) for f in fields(record) if "help" in f.metadata}
 
 
-def add_flags(parser: argparse.ArgumentParser, *records: type) -> None:
+def add_flags(parser: argparse.ArgumentParser, records: Sequence[type]) -> None:
     parser.add_argument("--config", metavar="FILE", help="TOML file whose keys are the flags' names")
-    for name, (f, kind) in _all_options(records or (EngineConfig,)).items():
-        flag, text = "--" + name.replace("_", "-"), f.metadata["help"].replace("%", "%%")
-        if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-        else:
-            choices = f.metadata["choices"] or None
-            metavar = None if choices else kind.__name__.upper()
-            parser.add_argument(flag, type=kind, choices=choices, default=None, help=text, metavar=metavar)
+    for record in records:
+        for name, (f, kind) in options(record).items():
+            short = ["-" + f.metadata["short"]] if f.metadata["short"] else []
+            parser.add_argument(*short, "--" + name.replace("_", "-"), default=None,
+                                help=f.metadata["help"].replace("%", "%%"), **_form(f, kind))
 
 
-def settle(args: argparse.Namespace, record: type = EngineConfig, *others: type, **fixed: Any) -> Any:
+def settle(args: argparse.Namespace, record: type[Record]) -> Record:
     """A record from flags, environment and file. Raises ConfigError naming the variable or key that is wrong.
 
-    The keys of `others` may stand in the file too.
+    args.model, where a verb has one, is EngineConfig's `model`; args.keys are the keys that a file may have.
     """
-    from_file = _read_file(args.config)
-    known, allowed = options(record), _all_options((record, *others))
-    for key in from_file:
-        if key.replace("-", "_") not in allowed:
-            raise ConfigError(f"{args.config}: there is no option {key!r}")
-    values = dict(fixed)
-    for name, (f, kind) in known.items():
-        variable = f"GRAMME_{name.upper()}"
-        if getattr(args, name, None) is not None:
-            values[name] = getattr(args, name)
+    file = args.config or os.environ.get("GRAMME_CONFIG")
+    from_file = _read_file(file, args.keys) if file else {}
+    values = {}
+    for f, kind in [*options(record).values(), *((f, str) for f in fields(record) if f.name == "model")]:
+        variable = f"GRAMME_{f.name.upper()}"
+        if getattr(args, f.name, None) is not None:
+            values[f.name] = _parse("--" + f.name.replace("_", "-"), getattr(args, f.name), f, kind)
         elif variable in os.environ:
-            values[name] = _parse(variable, os.environ[variable], f, kind)
-        elif (key := next((k for k in from_file if k.replace("-", "_") == name), None)) is not None:
-            values[name] = _parse(f"{args.config}: {key}", from_file[key], f, kind)
+            values[f.name] = _parse(variable, os.environ[variable], f, kind)
+        elif f.name in from_file:
+            values[f.name] = _parse(f"{file}: {f.name}", from_file[f.name], f, kind)
     return record(**values)
 
 
-def _all_options(records: Sequence[type]) -> dict[str, tuple[Field[Any], type]]:
-    return {name: option for record in records for name, option in options(record).items()}
+def _form(f: Field[Any], kind: type) -> dict[str, Any]:
+    """How argparse reads the flag."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if kind is tuple:
+        return {"action": "append", "metavar": "STR"}
+    choices = f.metadata["choices"] or None
+    return {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
 
 
 def _parse(where: str, value: Any, f: Field[Any], kind: type) -> Any:
-    text = str(value).lower()
+    """A value of the field's kind from a flag's value, a variable's text or what TOML holds."""
+    if kind is tuple:
+        return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
     if kind is bool:
+        text = str(value).lower()
         if text in TRUE or text in FALSE:
             return text in TRUE
         raise ConfigError(f"{where} must be on or off, not {value!r:.40}")
     try:
+        if isinstance(value, bool):
+            raise TypeError
         parsed = kind(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where} must be of type {kind.__name__}, not {value!r:.40}") from None
-    if f.metadata["choices"] and parsed not in f.metadata["choices"]:
-        raise ConfigError(f"{where} must be one of {', '.join(f.metadata['choices'])}, not {value!r:.40}")
+    choices = f.metadata.get("choices")
+    if choices and parsed not in choices:
+        raise ConfigError(f"{where} must be one of {', '.join(choices)}, not {value!r:.40}")
     return parsed
 
 
-def _read_file(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read_file(path: str, keys: Collection[str]) -> dict[str, Any]:
+    """The file's keys as field names."""
+    import tomllib
+
     try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
+        found = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: {error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: {error!s:.120}") from None
+    for key in found:
+        if key.replace("-", "_") not in keys:
+            raise ConfigError(f"--config {path}: there is no option {key!r:.40}")
+    return {key.replace("-", "_"): value for key, value in found.items()}
 
 
 def _plain(hint: Any) -> type:
-    """int | None -> int."""
-    return next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
-
-
+    """int | None -> int; tuple[str, ...] -> tuple."""
+    if isinstance(hint, UnionType):
+        hint = next(t for t in get_args(hint) if t is not type(None))
+    return get_origin(hint) or hint

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict
 
 from gramme.cli.flags import settle
+from gramme.cli.options import OutputOptions
+from gramme.config import EngineConfig
 from gramme.formats import store
 from gramme.models.open import open_model
 from gramme.plan.hardware import this_machine
@@ -21,7 +23,7 @@ def _pull(args: argparse.Namespace) -> None:
 
 def _list(args: argparse.Namespace) -> None:
     models = store.installed()
-    if args.json:
+    if settle(args, OutputOptions).json:
         print(json.dumps([asdict(m) for m in models]))
         return
     for m in models:
@@ -35,10 +37,10 @@ def _rm(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    config = settle(args, model=args.model)
+    config = settle(args, EngineConfig)
     opened = open_model(config)
     decided = plan(opened.config, config, this_machine())
-    if args.json:
+    if settle(args, OutputOptions).json:
         print(json.dumps({"name": opened.name, "model": asdict(opened.config), "plan": asdict(decided)}))
         return
     m = opened.config

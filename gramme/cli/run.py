@@ -7,27 +7,32 @@ from dataclasses import asdict
 
 from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
 from gramme.cli.flags import settle
-from gramme.cli.main import sampling_given
+from gramme.cli.options import RunOptions, SamplingOptions
+from gramme.cli.progress import Bar
+from gramme.config import EngineConfig
 from gramme.llm.llm import LLM, Prompt
-from gramme.request import RequestError, RequestOutput
+from gramme.request import RequestError, RequestOutput, SamplingParams
 
 EXAMPLES = ("Translate to French: The train leaves at eight.", "Traduis en anglais : Il fait beau ce matin.")
 
 
 def main(args: argparse.Namespace) -> None:
-    config = asdict(settle(args, model=args.model))
-    prompts = _prompts(args, config["model"])
-    llm = LLM(**config)
+    config, asked, sampling = settle(args, EngineConfig), settle(args, RunOptions), settle(args, SamplingOptions)
+    prompts = _prompts(asked.prompt, config.model)
+    llm = LLM(**asdict(config), progress=Bar("loading"))
     try:
+        params = llm.default_params(**sampling.given())
         for prompt in prompts:
-            _answer(llm, prompt, args, announce=len(prompts) > 1)
+            if len(prompts) > 1 and not asked.json:
+                print(f"> {prompt}", flush=True)
+            _answer(llm, prompt, params, asked)
     finally:
         llm.close()
 
 
-def _prompts(args: argparse.Namespace, model: str) -> list[str]:
-    if args.prompt is not None:
-        return [args.prompt]
+def _prompts(given: str | None, model: str) -> list[str]:
+    if given is not None:
+        return [given]
     if not sys.stdin.isatty() and (text := sys.stdin.read()):
         return [text]
     if not model:
@@ -35,20 +40,17 @@ def _prompts(args: argparse.Namespace, model: str) -> list[str]:
     raise RequestError("there is no prompt: give one with -p or on standard input")
 
 
-def _answer(llm: LLM, text: str, args: argparse.Namespace, announce: bool) -> None:
-    params = llm.default_params(**sampling_given(args))
+def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions) -> None:
     began = time.monotonic()
     prompt: Prompt = text
-    if llm.chat_form is not None and llm.chat_form.template is not None and not args.raw:
+    if llm.chat_form is not None and llm.chat_form.template is not None and not asked.raw:
         prompt = {"prompt_token_ids": llm.chat_ids([{"role": "user", "content": text}])}
-    if announce:
-        print(f"> {text}", flush=True)
     for _, delta, so_far in llm.stream(prompt, params):
         output = so_far
-        if not args.json:
+        if not asked.json:
             print(delta, end="", flush=True)
-    if args.json:
-        print(json.dumps(_record(output, began), ensure_ascii=False))
+    if asked.json:
+        print(json.dumps(_record(output, began), ensure_ascii=False), flush=True)
     else:
         print("\n", flush=True)
         print(_summary(llm, output, began), file=sys.stderr)

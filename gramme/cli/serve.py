@@ -8,5 +8,4 @@ from gramme.serve.process import serve
 
 
 def main(args: argparse.Namespace) -> int:
-    records = (EngineConfig, ServeOptions)
-    return serve(settle(args, *records, model=args.model), settle(args, *records[::-1]))
+    return serve(settle(args, EngineConfig), settle(args, ServeOptions))

@@ -8,6 +8,7 @@ from gramme.request import (
     FinishReason,
     Logprobs,
     Request,
+    RequestError,
     RequestMetrics,
     RequestOutput,
     Update,
@@ -29,6 +30,8 @@ class Assembly:
     reasons: list[FinishReason | None] = field(default_factory=list)
     stops: list[int | str | None] = field(default_factory=list)
     prompt_logprobs: Sequence[Logprobs | None] | None = None
+    embedding: Sequence[float] | None = None
+    refused: RequestError | None = None
 
     def __post_init__(self) -> None:
         n = self.request.params.n
@@ -40,12 +43,20 @@ class Assembly:
         if self.reasons[u.index] is not None:
             return ""
         self._clock(u)
+        if u.error_param is not None:
+            self.refused = RequestError(str(u.error), u.error_param)
         self.prompt_logprobs = u.prompt_logprobs or self.prompt_logprobs
+        self.embedding = u.embedding or self.embedding
         self.tokens[u.index] += u.token_ids
         self.logprobs[u.index] += u.logprobs or ()
         text = self._text(u)
         self.texts[u.index] += text
         return text
+
+    def check(self) -> None:
+        """Raises RequestError when the engine found, later than at its start, that the request is at fault."""
+        if self.refused is not None:
+            raise self.refused
 
     def output(self, index: int | None = None) -> RequestOutput:
         chosen = range(self.request.params.n) if index is None else [index]

@@ -94,6 +94,10 @@ class Engine:
         self._added += 1
         self._counts["prompt_tokens"] += len(request.prompt_token_ids)
 
+    def holds(self, request_id: str) -> bool:
+        """Whether a request has not ended yet."""
+        return request_id in self._by_id
+
     def abort(self, request_id: str) -> None:
         """End a request at the next commit; an unknown id is one that has ended already."""
         for seq in self._by_id.get(request_id, ()):

@@ -1,6 +1,10 @@
 """A model in this process, from text to text: tokenises before the engine and detokenises after it."""
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import count
 from typing import Any
@@ -11,7 +15,7 @@ from gramme.config import EngineConfig, GenerationDefaults
 from gramme.grammar.source import check
 from gramme.llm.assembly import Assembly
 from gramme.llm.engine import Engine
-from gramme.models.open import open_model
+from gramme.models.open import open_model, watched
 from gramme.request import (
     EmbeddingOutput,
     Pooling,
@@ -20,7 +24,6 @@ from gramme.request import (
     RequestMetrics,
     RequestOutput,
     SamplingParams,
-    Update,
 )
 from gramme.text.chat import Chat, open_chat
 from gramme.text.detokenizer import Detokenizer
@@ -32,20 +35,28 @@ Prompt = str | Mapping[str, Sequence[int]]  # text, or {"prompt_token_ids": [...
 class LLM:
     """A model in this process. Arguments are EngineConfig's fields; unknown ones are a TypeError.
 
+    `progress` is called while the model loads with how many parameters have been read, and how many there are.
+
     >>> llm = LLM()                                                             # doctest: +SKIP
     >>> llm.generate("Once upon a time", SamplingParams(max_tokens=20))[0].outputs[0].text   # doctest: +SKIP
     """
 
-    def __init__(self, model: str = "", **options: Any):
+    def __init__(self, model: str = "", *, progress: Callable[[int, int], None] | None = None, **options: Any):
         config = EngineConfig(model=model, **options)
         opened = open_model(config)
         self.chat_form: Chat | None = None
         self.tokenizer: Tokenizer | None = None
         if not config.skip_tokenizer_init:
             self.chat_form = open_chat(opened.text, config.chat_template)  # its child starts while we load
-            self.tokenizer = load_tokenizer(opened.text)
-        self.engine = Engine.load(config, opened)
+        try:
+            if not config.skip_tokenizer_init:
+                self.tokenizer = load_tokenizer(opened.text)
+            self.engine = Engine.load(config, opened if progress is None else watched(opened, progress))
+        except BaseException:
+            self.close()
+            raise
         self._ids = count()
+        self._open: dict[str, tuple[Assembly, deque[tuple[int, str]]]] = {}  # by request id
 
     def generate(self, prompts: Prompt | Sequence[Prompt],
                  params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[RequestOutput]:
@@ -61,30 +72,26 @@ class LLM:
         return self._run([self._request({"prompt_token_ids": ids}, *self._params(params, 1, None))])
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[tuple[int, str, RequestOutput]]:
-        """(sample index, new text, everything so far) as it comes. Leaving the loop early ends the request."""
+        """(sample index, new text, everything so far) as it comes. Leaving the loop early ends the request.
+
+        Several streams may be read in turn: whoever waits runs the steps of all.
+        """
         assembly = self._request(prompt, *self._params(params, 1, None))
-        self.engine.add(assembly.request)
-        try:
-            while not assembly.finished:
-                for update in self.engine.step():
-                    text = self._feed(assembly, update)
-                    yield update.index, text, assembly.output()
-        finally:
-            self.engine.abort(assembly.request.id)
-            while self.engine.busy:
-                self.engine.step()
+        with self._opened([assembly]) as news:
+            while news or not assembly.finished:
+                if news:
+                    yield *news.popleft(), assembly.output()
+                else:
+                    self._step()
+                    assembly.check()
 
     def embed(self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean") -> list[EmbeddingOutput]:
         """The last hidden states of each prompt, pooled: their mean or the last one, (D,) floats."""
         batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        requests = [replace(self._request(p, SamplingParams()).request, pooling=pooling) for p in batch]
-        vectors: dict[str, Sequence[float]] = {}
-        for request in requests:
-            self.engine.add(request)
-        while self.engine.busy:
-            vectors |= {u.id: u.embedding for u in self.engine.step() if u.embedding is not None}
-        return [EmbeddingOutput(request_id=r.id, prompt_token_ids=r.prompt_token_ids, embedding=vectors[r.id])
-                for r in requests]
+        assemblies = [self._request(p, SamplingParams(), pooling) for p in batch]
+        self._run(assemblies)
+        return [EmbeddingOutput(request_id=a.request.id, prompt_token_ids=a.request.prompt_token_ids,
+                                embedding=a.embedding or ()) for a in assemblies]
 
     def score(self, query: Prompt, documents: Sequence[Prompt]) -> list[float]:
         """Cosine similarity of the query's mean embedding and each document's."""
@@ -109,13 +116,14 @@ class LLM:
 
     def _params(self, params: Any, n: int, max_tokens: int | None) -> list[SamplingParams]:
         if params is None:
-            params = self.default_params(max_tokens=max_tokens)
+            params = self.default_params()
         out = [params] * n if isinstance(params, SamplingParams) else list(params)
+        out = [replace(p, max_tokens=max_tokens) if p.max_tokens is None else p for p in out]
         if len(out) != n:
             raise RequestError(f"there are {n} prompts and {len(out)} SamplingParams", "params")
         return out
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Assembly:
+    def _request(self, prompt: Prompt, params: SamplingParams, pooling: Pooling | None = None) -> Assembly:
         arrival_s = time.monotonic()
         if params.structured_outputs is not None:
             check(params.structured_outputs)
@@ -123,7 +131,7 @@ class LLM:
         ids = self._encode(prompt)
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words] if self.tokenizer else []
         request = Request(id=f"r{next(self._ids)}", prompt_token_ids=tuple(ids), params=params, bad_word_ids=bad,
-                          arrival_s=arrival_s)
+                          arrival_s=arrival_s, pooling=pooling)
         make = lambda: Detokenizer(self.tokenizer, skip_special_tokens=params.skip_special_tokens, stop=params.stop,
                                    include_stop=params.include_stop_str_in_output)
         detokenize = self.tokenizer is not None and params.detokenize
@@ -131,33 +139,62 @@ class LLM:
                         RequestMetrics(arrival_s=arrival_s))
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
-        if isinstance(prompt, Mapping):
-            if set(prompt) != {"prompt_token_ids"}:
-                raise RequestError('a prompt is a string or {"prompt_token_ids": [...]}', "prompt")
-            return prompt["prompt_token_ids"]
+        if isinstance(prompt, Mapping) and isinstance(ids := prompt.get("prompt_token_ids"), list | tuple):
+            return ids
+        if not isinstance(prompt, str):
+            raise RequestError(f'a prompt is a string or {{"prompt_token_ids": [...]}}, not {prompt!r:.60}', "prompt")
         if self.tokenizer is None:
             raise RequestError("the model was loaded without a tokenizer: give prompt_token_ids", "prompt")
         return self.tokenizer.encode(prompt)
 
     def _run(self, assemblies: list[Assembly]) -> list[RequestOutput]:
-        by_id = {a.request.id: a for a in assemblies}
+        with self._opened(assemblies):
+            while not all(a.finished for a in assemblies):
+                self._step()
+                for a in assemblies:
+                    a.check()
+        return [a.output() for a in assemblies]
+
+    @contextmanager
+    def _opened(self, assemblies: list[Assembly]) -> Iterator[deque[tuple[int, str]]]:
+        """The requests in the engine, and (sample index, new text) as it comes; afterwards nothing of them is left."""
+        news: deque[tuple[int, str]] = deque()
         try:
             for a in assemblies:
                 self.engine.add(a.request)
-            while not all(a.finished for a in assemblies):
-                for update in self.engine.step():
-                    self._feed(by_id[update.id], update)
+                self._open[a.request.id] = a, news
+            yield news
         finally:
             for a in assemblies:
                 self.engine.abort(a.request.id)
-            while self.engine.busy:
-                self.engine.step()
-        return [a.output() for a in assemblies]
+            while any(self.engine.holds(a.request.id) for a in assemblies):
+                self._step()
+            for a in assemblies:
+                self._open.pop(a.request.id, None)
 
-    def _feed(self, assembly: Assembly, update: Update) -> str:
-        if update.error_param is not None:
-            raise RequestError(str(update.error), update.error_param)
-        text = assembly.feed(update)
-        if assembly.reasons[update.index] and update.finish_reason is None:
-            self.engine.finish(update.id, update.index, "stop")
-        return text
+    def _step(self) -> None:
+        """One step of the engine; what it brought goes to whoever asked."""
+        with _uninterrupted():
+            updates = self.engine.step()
+        for u in updates:
+            assembly, news = self._open[u.id]
+            news.append((u.index, assembly.feed(u)))
+            if assembly.reasons[u.index] and u.finish_reason is None:
+                self.engine.finish(u.id, u.index, "stop")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A KeyboardInterrupt waits for the end of the step: half a step can be neither committed nor taken back."""
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not raises or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda signum, frame: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt

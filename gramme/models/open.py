@@ -1,11 +1,15 @@
 """What MODEL means: a directory, a GGUF file, a hub id, dummy:SHAPE, or nothing for the embedded model; opened only."""
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.checkpoint import Checkpoint
 from gramme.formats.gguf import GGUFFile
+from gramme.formats.grouped import Grouped
 from gramme.formats.store import resolve
 from gramme.models.config import read_config, read_generation
 from gramme.models.dummy import dummy
@@ -58,3 +62,17 @@ def _open_gguf(path: Path, engine: EngineConfig) -> Opened:
     own = engine.generation_config == "auto"
     defaults = gguf_generation(file) if own else read_generation(path.parent, engine.generation_config)
     return Opened(engine.model, m, defaults, source, Metadata(path.name, file.metadata), check_all_used)
+
+
+def watched(opened: Opened, progress: Callable[[int, int], None]) -> Opened:
+    """The same model; `progress` is told how many of its parameters have been read, and how many there are."""
+    done = 0
+
+    def source(name: str) -> np.ndarray | Grouped:
+        nonlocal done
+        a = opened.source(name)
+        done += math.prod(a.shape)
+        progress(done, opened.config.parameters)
+        return a
+
+    return replace(opened, source=source)

@@ -88,8 +88,9 @@ class TemplateRenderer:
 
 
 def _spawn() -> subprocess.Popen[bytes]:
+    """In a process group of its own: Ctrl-C is for us. It ends when its standard input does."""
     return subprocess.Popen([sys.executable, "-E", str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL)
+                            stderr=subprocess.DEVNULL, process_group=0)
 
 
 def find_template(source: TextSource, override: str | None = None, name: str = "default") -> str | None:

@@ -19,8 +19,8 @@ from gramme.runtime.runner import Launched
 from gramme.runtime.sampler import Chooser
 from gramme.text import chat, detokenizer
 
-ENGINE, PAPER = "tests/laws/test_engine.py::", "tests/laws/test_paper.py::"
-DECODE_IS_PREFILL = ENGINE + "test_decoding_says_what_prefilling_says"
+LAWS, PAPER = "tests/laws/test_laws.py::", "tests/laws/test_paper.py::"
+DECODE_IS_PREFILL = LAWS + "test_decoding_says_what_prefilling_says"
 DISTRIBUTION = "tests/runtime/test_sampler.py::test_every_steps_distribution_is_the_one_by_the_book"
 FORMULAS = PAPER + "test_prompt_and_decoded_tokens_have_the_probabilities_of_the_formulas"
 
@@ -55,7 +55,7 @@ def wrong_page(monkeypatch):
     around(runner, "host_step", monkeypatch, change)
 
 
-@bug("KV of a preempted sequence is taken as still valid", ENGINE + "test_preempted_as_undisturbed")
+@bug("KV of a preempted sequence is taken as still valid", LAWS + "test_preempted_as_undisturbed")
 def stale_kv_after_preemption(monkeypatch):
     def change(start):
         def started(self, seq, matched, now_s):
@@ -67,13 +67,13 @@ def stale_kv_after_preemption(monkeypatch):
     around(Scheduler, "_start", monkeypatch, change)
 
 
-@bug("a page's hash does not contain its parent, and contents are not compared", ENGINE + "test_prefix_hit_as_miss")
+@bug("a page's hash does not contain its parent, and contents are not compared", LAWS + "test_prefix_hit_as_miss")
 def hash_without_parent(monkeypatch):
     monkeypatch.setattr(Prefix, "extends", lambda self, parent, other: self.tokens == other.tokens)
     around(pages, "prefix_key", monkeypatch, lambda key: lambda root, parent, tokens: key(root, b"", tokens))
 
 
-@bug("a salt is not part of a prefix", ENGINE + "test_equal_prompts_with_other_salts_share_nothing")
+@bug("a salt is not part of a prefix", LAWS + "test_equal_prompts_with_other_salts_share_nothing")
 def salt_ignored(monkeypatch):
     around(engine, "Sequence", monkeypatch, lambda make: lambda root, **fields: make(root=b"", **fields))
 
@@ -122,14 +122,14 @@ def window_off_by_one(monkeypatch):
         q, k, v, positions, window and window + 1))
 
 
-@bug("a step that runs ahead is fed by another row", ENGINE + "test_run_ahead_as_not")
+@bug("a step that runs ahead is fed by another row", LAWS + "test_run_ahead_as_not")
 def wrong_feed_row(monkeypatch):
     around(Launched, "sample_index", monkeypatch, lambda index: lambda self, row: index(
         self, next(i for i, r in enumerate(self.batch.rows) if r.samples)))
 
 
 @bug("draws do not depend on the sample's index",
-     ENGINE + "test_samples_of_one_prompt_as_separate_requests_share_its_pages")
+     LAWS + "test_samples_of_one_prompt_as_separate_requests_share_its_pages")
 def seed_ignores_index(monkeypatch):
     def change(init):
         def without(self, *args, **more):
@@ -172,7 +172,7 @@ def evicted_while_held(monkeypatch):
 
 
 @bug("an aborted sequence in flight keeps its pages",
-     ENGINE + "test_abort_leaves_the_pool_as_it_was_and_the_others_alone")
+     LAWS + "test_abort_leaves_the_pool_as_it_was_and_the_others_alone")
 def abort_leaks(monkeypatch):
     def end(self, seq, reason):
         seq.finish_reason = reason
@@ -184,14 +184,14 @@ def abort_leaks(monkeypatch):
     monkeypatch.setattr(Scheduler, "_end", end)
 
 
-@bug("a chunk that does not end its prompt chooses a token", ENGINE + "test_chunked_as_whole")
+@bug("a chunk that does not end its prompt chooses a token", LAWS + "test_chunked_as_whole")
 def chunk_samples(monkeypatch):
     around(Scheduler, "_chunk", monkeypatch, lambda chunk: lambda self, seq, budget: chunk(self, seq, budget)._replace(
         samples=not seq.pooling))
 
 
 @bug("a prompt that is scored takes a prefix hit",
-     ENGINE + "test_what_needs_the_prompts_logits_or_states_takes_no_prefix_hit")
+     LAWS + "test_what_needs_the_prompts_logits_or_states_takes_no_prefix_hit")
 def scored_prompt_takes_a_hit(monkeypatch):
     monkeypatch.setattr(Scheduler, "_shares", lambda self, seq: self.prefix_caching)
 

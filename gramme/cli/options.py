@@ -1,0 +1,42 @@
+"""What the user may set about a verb's work, beside the engine and the server. Fields become flags, see `flags`."""
+from dataclasses import asdict, dataclass
+
+from gramme.config import option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """None: the model's recommendation, else SamplingParams' default."""
+
+    max_tokens: int | None = option(None, "most tokens to generate; default: the rest of the context", short="n")
+    temperature: float | None = option(None, "0: always the most probable token")
+    top_p: float | None = option(None, "keep the most probable tokens that have this much probability together")
+    top_k: int | None = option(None, "keep so many of the most probable tokens")
+    min_p: float | None = option(None, "keep tokens this probable, as a share of the most probable one's")
+    ignore_eos: bool | None = option(None, "go on after the end of the answer")
+
+    def given(self) -> dict[str, object]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    prompt: str | None = option(None, "the prompt; default: standard input, or examples for the embedded model",
+                                short="p")
+    raw: bool = option(False, "continue the prompt as it stands, without the chat template")
+    json: bool = option(False, "no streaming; end with one line of JSON")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    reference: str | None = option(None, "the model that is right, in float32; default: MODEL itself in float32")
+    text: tuple[str, ...] = option((), "[NAME:]FILE, a text to measure on, as often as wanted; default: French and "
+                                       "English novels and sentences")
+    window: int | None = option(None, "tokens that are run together; default: 2048 or the model's context")
+    stride: int | None = option(None, "tokens between windows; default: the window, as in the GPTQ paper")
+    json: bool = option(False, "one line of JSON")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    json: bool = option(False, "one line of JSON")
