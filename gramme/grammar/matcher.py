@@ -31,7 +31,7 @@ class Matcher:
 
     def mask(self, tokens: Sequence[int]) -> bytes | None:
         """Bits of the tokens that may follow `tokens`, the answer so far: bit t of a little-endian bit string of
-        ceil(V / 32) words. None: no token may.
+        at least ceil(V / 32) words. None: no token may.
         """
         began = time.perf_counter()
         bits = self._inner.compute_bitmask() if self._follow(tokens) else None

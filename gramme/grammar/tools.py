@@ -1,7 +1,8 @@
 """A Lark grammar of tool calls in a model's own form: calls only, or any text in which whatever begins is a call."""
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from gramme.grammar.source import WHITESPACE, quoted
@@ -36,7 +37,7 @@ def calls_grammar(functions: Sequence[tuple[str, Mapping[str, Any]]], layout: La
 
     `free`: any text around the calls, and none at all is allowed.
     """
-    lark = lambda text: _terms(text, control)
+    lark = partial(_terms, control)
     more = f"({lark(layout.between)} call)*" if several else ""
     calls = f"{lark(layout.first)} call {more} {lark(layout.last)}"
     rules = [_call(i, name, layout, lark) for i, (name, _) in enumerate(functions)]
@@ -54,7 +55,7 @@ def calls_grammar(functions: Sequence[tuple[str, Mapping[str, Any]]], layout: La
     return "\n".join([f"start: (begin {inner})* TEXT", begin, text, *rules])
 
 
-def _call(i: int, name: str, layout: Layout, lark: Any) -> str:
+def _call(i: int, name: str, layout: Layout, lark: Callable[[str], str]) -> str:
     if layout.named:
         return f"call{i}: {quoted(name)} {lark(layout.named)} args{i}"
     begin = f'{{"name": {quoted(name)}, {quoted(layout.key)}: '
@@ -65,7 +66,7 @@ def _schema(schema: Mapping[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}})
 
 
-def _terms(text: str, control: Mapping[str, int]) -> str:
+def _terms(control: Mapping[str, int], text: str) -> str:
     """A text as Lark terms: its control strings as tokens, the rest as strings."""
     marks = sorted(filter(None, control), key=len, reverse=True)
     parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]

@@ -57,8 +57,8 @@ class Chooser:
         """(ceil(V / 32),) uint32: bits of the tokens that may follow the answer so far. None: all of them may."""
         if self.matcher is None:
             return self._allowed
-        bits = self.matcher.mask(answer)
-        grammar = np.zeros(-(-self._vocab_size // 32), np.uint32) if bits is None else np.frombuffer(bits, "<u4")
+        bits, words = self.matcher.mask(answer), -(-self._vocab_size // 32)
+        grammar = np.zeros(words, np.uint32) if bits is None else np.frombuffer(bits, "<u4", words)
         return grammar if self._allowed is None else grammar & self._allowed
 
     def ended(self, answer: Sequence[int]) -> bool:

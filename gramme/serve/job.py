@@ -3,6 +3,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from gramme.llm.assembly import Assembly
@@ -27,7 +28,10 @@ class Job:
         self._llm, self._metrics, self._reading = llm, metrics, reading
 
     async def run(self) -> AsyncIterator[tuple[int, Update, str]]:
-        """(which prompt, update, its new text) until every sample has ended; closing it earlier ends the requests."""
+        """(which prompt, update, its new text) until every sample has ended; closing it earlier ends the requests.
+
+        An update's reasons are the text's: a stop string may have ended it. The assemblies may be further already.
+        """
         async with aclosing(_merge([self._one(a) for a in self.assemblies])) as merged:
             async for which, (update, text) in merged:
                 yield which, update, text
@@ -75,9 +79,10 @@ class Job:
                     raise HttpError(500, u.error or "the engine failed", "internal_error", code="engine_error")
                 if u.finish_reason == "deadline":
                     raise _late(u)
-                if assembly.reasons[u.index] and u.finish_reason is None:
+                reason, stop = assembly.reasons[u.index], assembly.stops[u.index]
+                if reason and u.finish_reason is None:
                     self._llm.finish(u.id, u.index)
-                yield u, text
+                yield replace(u, finish_reason=reason, stop_reason=stop), text
                 if assembly.finished:
                     break
         self._metrics.finished(assembly)

@@ -40,11 +40,11 @@ class CompletionReply:
         return iter(())
 
     def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
-        a, i = self._job.assemblies[which], update.index
-        if text or a.reasons[i] or update.logprobs or self._body.return_token_ids:
+        if text or update.finish_reason or update.logprobs or self._body.return_token_ids:
             pairs = list(zip(update.token_ids, update.logprobs or ()))
-            choice = {"index": which * self._job.params.n + i, "text": text, "finish_reason": a.reasons[i],
-                      "stop_reason": a.stops[i], "logprobs": self._scores(pairs) if update.logprobs else None}
+            choice = {"index": which * self._job.params.n + update.index, "text": text,
+                      "finish_reason": update.finish_reason, "stop_reason": update.stop_reason,
+                      "logprobs": self._scores(pairs) if update.logprobs else None}
             yield self._head | {"choices": [choice | _token_ids(self._body, update.token_ids)]} | _no_usage(self._body)
 
     def end(self) -> Iterator[Json]:
@@ -98,13 +98,13 @@ class ChatReply:
             yield self._event({"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
     def chunk(self, which: int, update: Update, text: str) -> Iterator[Json]:
-        a, i = self._job.assemblies[which], update.index
-        delta = self._answers[i].delta(text, last=a.reasons[i] is not None)
-        if delta or a.reasons[i] or update.logprobs or self._body.return_token_ids:
+        answer = self._answers[update.index]
+        delta = answer.delta(text, last=update.finish_reason is not None)
+        if delta or update.finish_reason or update.logprobs or self._body.return_token_ids:
             pairs = list(zip(update.token_ids, update.logprobs or ()))
             scores = {"content": self._scores(pairs)} if update.logprobs else None
-            choice = {"index": i, "delta": delta, "logprobs": scores,
-                      "finish_reason": self._answers[i].reason(a.reasons[i]), "stop_reason": a.stops[i]}
+            choice = {"index": update.index, "delta": delta, "logprobs": scores,
+                      "finish_reason": answer.reason(update.finish_reason), "stop_reason": update.stop_reason}
             yield self._event(choice | _token_ids(self._body, update.token_ids))
 
     def end(self) -> Iterator[Json]:

@@ -35,11 +35,11 @@ class Made:
 
     def __init__(self, directory):
         self.tokenizer = t = load_tokenizer(save("llama2", directory))
-        self.model = ModelConfig(family="llama", vocab_size=t.vocab_size + 7, width=32, layers=2, heads=2, kv_heads=1,
+        self.model = ModelConfig(family="llama", vocab_size=544, width=32, layers=2, heads=2, kv_heads=1,
                                  head_dim=16, ff_width=48, norm_eps=1e-5, max_positions=512, eos_token_ids=(t.eos_id,))
         self.kernels = backend("reference")
         self.decoder = build(self.model, random_source(self.model, 5), self.kernels, "float32", 512)
-        tokens = [t.token_bytes(i) for i in range(t.vocab_size)] + [b""] * 7
+        tokens = [t.token_bytes(i) for i in range(t.vocab_size)] + [b""] * (544 - t.vocab_size)
         self.grammars = Grammars(lambda: Vocabulary(tokens, sorted(t.special_ids), [t.eos_id], t.encode_plain))
 
     def engine(self, propose=None, **options):
@@ -154,7 +154,9 @@ def test_greedy_is_the_most_probable_allowed_token_at_each_step(made):
 
 
 def batch(made):
-    return [ask(str(i), prompt=range(30 + i, 45 + i), seed=i, temperature=i % 2, n=1 + i % 2, max_tokens=80)
+    """Six answers with a form, and one without."""
+    free = Request(id="free", prompt_token_ids=[5, 6], params=SamplingParams(max_tokens=60, seed=1, ignore_eos=True))
+    return [free] + [ask(str(i), prompt=range(30 + i, 45 + i), seed=i, temperature=i % 2, n=1 + i % 2, max_tokens=80)
             for i in range(6)]
 
 
@@ -182,6 +184,8 @@ def guesses(made, answers):
     def propose(seq):
         done = len(seq.tokens) - seq.prompt_len
         right = answers[seq.id, seq.index][0][done : done + 4]
+        if seq.id == "free":
+            return right
         wrong = (len(seq.tokens) * 7) % 5
         return [*right[:wrong], (len(seq.tokens) * 31) % made.model.vocab_size, *right[wrong:]][:5]
     return propose

@@ -1,0 +1,84 @@
+"""A server whose engine says what the test wants, in the pieces that the test wants; no test in here."""
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import openai
+
+from gramme.config import GenerationDefaults, ModelConfig
+from gramme.request import EngineStats, Update
+from gramme.serve.app import Server
+from gramme.text.chat import Chat
+from gramme.text.tokenizer import load_tokenizer
+
+EMBEDDED = Path(__file__).parents[2] / "gramme" / "embedded"
+MODEL = ModelConfig(family="llama", vocab_size=4096, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ff_width=8,
+                    norm_eps=1e-5, max_positions=4096)
+
+
+class Says:
+    """An engine that answers every request with `text`, `step` tokens at a time, and remembers the requests."""
+
+    dead = None
+    fingerprint = "fp"
+    stats = EngineStats()
+
+    def __init__(self, tokenizer, text, step=3, reason="stop"):
+        plan = SimpleNamespace(max_model_len=4096)
+        self.ready = SimpleNamespace(model=MODEL, plan=plan, defaults=GenerationDefaults())
+        self.tokenizer, self.text, self.step, self.reason = tokenizer, text, step, reason
+        self.requests = []
+
+    async def start(self):
+        pass
+
+    async def close(self):
+        pass
+
+    def finish(self, id, index):
+        pass
+
+    async def generate(self, request):
+        self.requests.append(request)
+        ids = self.tokenizer.encode_plain(self.text)
+        for i in range(request.params.n):
+            for at in range(0, len(ids), self.step):
+                yield Update(id=request.id, index=i, token_ids=tuple(ids[at : at + self.step]))
+            yield Update(id=request.id, index=i, finish_reason=self.reason)
+
+
+class Templates:
+    """Renders nothing: the prompt is the roles and contents, then `prefix`; remembers what templates are given."""
+
+    def __init__(self, prefix=""):
+        self.prefix, self.given = prefix, []
+
+    def render(self, template, variables):
+        self.given.append(variables)
+        return "".join(f"{m['role']}: {m['content']}\n" for m in variables["messages"]) + self.prefix
+
+    def close(self):
+        pass
+
+
+class Stub:
+    """The real routes over the stub."""
+
+    def __init__(self, template, text, prefix="", **says):
+        self.tokenizer = load_tokenizer(EMBEDDED)
+        self.engine, self.templates = Says(self.tokenizer, text, **says), Templates(prefix)
+        self._app = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub").app()
+
+    async def post(self, path, body):
+        async with self._http() as http:
+            return await http.post(path, json=body)
+
+    async def chat(self, **body):
+        """With openai's own client: the answer, or the list of a stream's chunks."""
+        async with openai.AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="-", max_retries=0,
+                                      http_client=self._http()) as client:
+            reply = await client.chat.completions.create(model="stub", **body)
+            return [chunk async for chunk in reply] if body.get("stream") else reply
+
+    def _http(self):
+        return httpx2.AsyncClient(transport=httpx2.ASGITransport(self._app), base_url="http://127.0.0.1")
