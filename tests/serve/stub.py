@@ -1,13 +1,17 @@
 """A server whose engine says what the test wants, in the pieces that the test wants; no test in here."""
+import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx2
 import openai
 
-from gramme.config import GenerationDefaults, ModelConfig
+from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
+from gramme.plan.hardware import Hardware
+from gramme.plan.planner import plan
 from gramme.request import EngineStats, Update
 from gramme.serve.app import Server
+from gramme.serve.messages import Ready
+from gramme.serve.options import ServeOptions
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import load_tokenizer
 
@@ -19,15 +23,16 @@ MODEL = ModelConfig(family="llama", vocab_size=4096, width=8, layers=1, heads=1,
 class Says:
     """An engine that answers every request with `text`, `step` tokens at a time, and remembers the requests."""
 
-    dead = None
+    stalled = False
+    failed = None
     fingerprint = "fp"
     stats = EngineStats()
 
     def __init__(self, tokenizer, text, step=3, reason="stop"):
-        plan = SimpleNamespace(max_model_len=4096)
-        self.ready = SimpleNamespace(model=MODEL, plan=plan, defaults=GenerationDefaults())
+        decided = plan(MODEL, EngineConfig(backend="reference"), Hardware(cores=1, free_bytes=1 << 32))
+        self.ready = Ready(MODEL, decided, GenerationDefaults())
         self.tokenizer, self.text, self.step, self.reason = tokenizer, text, step, reason
-        self.requests = []
+        self.requests, self.ended = [], asyncio.Event()
 
     async def start(self):
         pass
@@ -67,7 +72,7 @@ class Stub:
     def __init__(self, template, text, prefix="", **says):
         self.tokenizer = load_tokenizer(EMBEDDED)
         self.engine, self.templates = Says(self.tokenizer, text, **says), Templates(prefix)
-        self._app = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub").app()
+        self._app = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub", ServeOptions()).app()
 
     async def post(self, path, body):
         async with self._http() as http:

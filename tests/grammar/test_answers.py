@@ -109,7 +109,7 @@ def schemas():
     return st.recursive(leaves, lambda child: st.one_of(objects(child), arrays(child), either(child)), max_leaves=6)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=schemas(), seed=st.integers(0, 1000))
 def test_every_whole_answer_is_valid_under_its_schema(made, schema, seed):
     try:
