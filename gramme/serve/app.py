@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gramme import __version__
 from gramme.request import Request, RequestError, SamplingParams
 from gramme.serve.admission import Admission, Place
 from gramme.serve.async_llm import AsyncLLM, EngineDead
@@ -30,26 +32,38 @@ from gramme.serve.openai import (
     sampling,
 )
 from gramme.serve.openai import prompts as prompts_of
+from gramme.serve.openapi import document
 from gramme.serve.options import ServeOptions
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
+from gramme.serve.responses import Responses, ResponsesReply
+from gramme.serve.similarity import Rerank, Score, cosine, ranking, score_list
 from gramme.serve.streaming import HeldStream, events, read_body, until_gone
 from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
 
-ROUTES = {  # path: method, Server's method
-    "/v1/chat/completions": ("POST", "chat"),
-    "/v1/completions": ("POST", "complete"),
-    "/v1/embeddings": ("POST", "embed"),
-    "/tokenize": ("POST", "tokenize"),
-    "/detokenize": ("POST", "detokenize"),
-    "/v1/models": ("GET", "models"),
-    "/v1/models/{id:path}": ("GET", "one_model"),
-    "/tokenizer_info": ("GET", "info"),
-    "/health": ("GET", "is_ready"),
-    "/health/ready": ("GET", "is_ready"),
-    "/health/live": ("GET", "is_live"),
-    "/metrics": ("GET", "scrape"),
+LARGE = 64 << 10  # bytes of a body that is parsed beside the event loop
+
+ROUTES: dict[str, tuple[str, str, type | None]] = {  # path: method, Server's method, body
+    "/v1/chat/completions": ("POST", "chat", ChatCompletion),
+    "/v1/completions": ("POST", "complete", Completion),
+    "/v1/responses": ("POST", "respond", Responses),
+    "/v1/embeddings": ("POST", "embed", Embeddings),
+    "/v1/score": ("POST", "score", Score),
+    "/v1/rerank": ("POST", "rerank", Rerank),
+    "/rerank": ("POST", "rerank", Rerank),
+    "/tokenize": ("POST", "tokenize", Tokenize),
+    "/detokenize": ("POST", "detokenize", Detokenize),
+    "/v1/models": ("GET", "models", None),
+    "/v1/models/{id:path}": ("GET", "one_model", None),
+    "/tokenizer_info": ("GET", "info", None),
+    "/props": ("GET", "props", None),
+    "/version": ("GET", "version", None),
+    "/openapi.json": ("GET", "openapi", None),
+    "/health": ("GET", "is_ready", None),
+    "/health/ready": ("GET", "is_ready", None),
+    "/health/live": ("GET", "is_live", None),
+    "/metrics": ("GET", "scrape", None),
 }
 
 
@@ -66,7 +80,7 @@ class Server:
 
     def app(self) -> Starlette:
         routes = [Route(path, guarded(getattr(self, name)), methods=[method])
-                  for path, (method, name) in ROUTES.items()]
+                  for path, (method, name, _) in ROUTES.items()]
         made = Starlette(routes=routes, lifespan=self._lifespan,
                          exception_handlers={404: _plain_error, 405: _plain_error, Exception: _plain_error})
         made.router.redirect_slashes = False
@@ -109,6 +123,21 @@ class Server:
         return JSONResponse({"eos_token": name(t.eos_id), "bos_token": name(t.bos_id), "pad_token": None,
                              "vocab_size": t.vocab_size, "chat_template": self.chat_form.template})
 
+    async def props(self, http: HttpRequest) -> Response:
+        """llama.cpp's page of facts, as far as they are meant for clients."""
+        self._check_ready()
+        plan = self.llm.ready.plan
+        settings = {"n_ctx": plan.max_model_len, "params": self.intake.defaults}
+        return JSONResponse({"default_generation_settings": settings, "total_slots": plan.max_rows,
+                             "model_alias": self.model, "chat_template": self.chat_form.template,
+                             "build_info": __version__})
+
+    async def version(self, http: HttpRequest) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def openapi(self, http: HttpRequest) -> Response:
+        return JSONResponse(document({path: (method, body) for path, (method, _, body) in ROUTES.items()}, __version__))
+
     async def tokenize(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Tokenize)
         if (body.prompt is None) == (body.messages is None):
@@ -130,11 +159,20 @@ class Server:
         width = self.llm.ready.model.width
         if body.dimensions not in (None, width):
             raise RequestError(f"dimensions must be {width}, which is what the model has", "dimensions")
-        prompts = [await self.intake.ids(p) for p in prompts_of(body.input, "input")]
-        requests = [self.intake.request(ids, SamplingParams(), pooling="mean") for ids in prompts]
-        with self._admit(len(requests)):
-            vectors = await until_gone(http, _all(map(self._vector, requests)))
-        return _json(embedding_list(vectors, body.encoding_format, self.model, sum(map(len, prompts))), warnings)
+        vectors, tokens = await self._vectors(http, prompts_of(body.input, "input"), "input")
+        return _json(embedding_list(vectors, body.encoding_format, self.model, tokens), warnings)
+
+    async def score(self, http: HttpRequest) -> Response:
+        body, warnings = await self._body(http, Score)
+        texts = [text for pair in body.pairs() for text in pair]
+        vectors, tokens = await self._vectors(http, texts, "text_1")
+        scores = list(map(cosine, vectors[::2], vectors[1::2]))
+        return _json(score_list(scores, self.model, int(time.time()), tokens), warnings)
+
+    async def rerank(self, http: HttpRequest) -> Response:
+        body, warnings = await self._body(http, Rerank)
+        (query, *documents), tokens = await self._vectors(http, [body.query, *body.documents], "documents")
+        return _json(ranking(body, [cosine(query, d) for d in documents], self.model, tokens), warnings)
 
     async def complete(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Completion)
@@ -167,6 +205,14 @@ class Server:
         reply = ChatReply(job, body, self.model, self.tokenizer, parser, form.form.id_chars if form.form else 24)
         return await self._answer(http, body, job, reply, warnings)
 
+    async def respond(self, http: HttpRequest) -> Response:
+        body, warnings = await self._body(http, Responses)
+        chat = body.chat()
+        form = await self.intake.reading(chat)
+        params = sampling(chat, self.intake.defaults, max_tokens=body.max_output_tokens, structured_outputs=form.asked)
+        job = self._job(chat, params, [await self.intake.encode_chat(chat)], form)
+        return await self._answer(http, chat, job, ResponsesReply(job, body, self.model), warnings)
+
     def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], form: Reading) -> Job:
         requests = [self.intake.request(ids, params, body) for ids in prompts]
         return Job(requests, self.llm, self.tokenizer, self.metrics, form)
@@ -184,6 +230,13 @@ class Server:
     def _admit(self, sequences: int) -> Place:
         return self.admission.admit(sequences, self.llm.ready.plan.max_rows, self.metrics.sequence_s)
 
+    async def _vectors(self, http: HttpRequest, prompts: list[Any], param: str) -> tuple[list[list[float]], int]:
+        """Mean embeddings, and the tokens that they took."""
+        ids = [await self.intake.ids(p, param=param) for p in prompts]
+        requests = [self.intake.request(i, SamplingParams(), pooling="mean") for i in ids]
+        with self._admit(len(requests)):
+            return await until_gone(http, _all(map(self._vector, requests))), sum(map(len, ids))
+
     async def _vector(self, request: Request) -> list[float]:
         async with aclosing(self.llm.generate(request)) as updates:
             async for u in updates:
@@ -193,7 +246,8 @@ class Server:
 
     async def _body(self, http: HttpRequest, kind: type) -> tuple[Any, list[str]]:
         self._check_ready()
-        body, unknown = parse(await read_body(http, self.options.body_limit_s), kind)
+        data = await read_body(http, self.options.body_limit_s)
+        body, unknown = await run_in_threadpool(parse, data, kind) if len(data) > LARGE else parse(data, kind)
         if body.model is not None:
             self._check_model(body.model)
         return body, unknown

@@ -51,10 +51,17 @@ class Intake:
                        start_by_s=now_s + self.options.queue_limit_s, deadline_s=now_s + self.options.run_limit_s,
                        **more)
 
-    async def ids(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
+    def check_size(self, characters: int, param: str) -> None:
+        """Refuse what can never fit before it is tokenised. Normalising may make a text up to four times shorter."""
+        most = 4 * self.limit * self.tokenizer.longest_token_bytes
+        if characters > most:
+            raise RequestError(f"the prompt has {characters} characters, the context holds at most {most}", param)
+
+    async def ids(self, prompt: str | list[int], add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         if isinstance(prompt, str):
+            self.check_size(len(prompt), param)
             return await self.encode(prompt, add_special_tokens)
-        self.check_ids(prompt, "prompt")
+        self.check_ids(prompt, param)
         return prompt
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -84,6 +91,9 @@ class Intake:
         if body.continue_final_message and body.add_generation_prompt:
             raise RequestError("continue_final_message and add_generation_prompt contradict each other",
                                "continue_final_message")
+        if isinstance(body, ChatCompletion):
+            texts = (m["content"] for m in body.messages if isinstance(m.get("content"), str))
+            self.check_size(sum(map(len, texts)), "messages")
         return await run_in_threadpool(
             self.chat_form.encode, self.tokenizer, history(body.messages), tools=tools,
             add_generation_prompt=body.add_generation_prompt is not False,

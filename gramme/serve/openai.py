@@ -14,7 +14,6 @@ from gramme.serve.tools import ResponseFormat, Structured, ToolChoice, Tools
 
 MAX_BODY_BYTES = 8 << 20
 MAX_PROMPTS = 1024
-MAX_DEPTH = 64  # of nested lists and objects
 
 Text = Annotated[str, Meta(max_length=MAX_BODY_BYTES)]
 Label = Annotated[str, Meta(max_length=512)]
@@ -22,9 +21,10 @@ Name = Annotated[str, Meta(max_length=256)]
 Token = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[list[Token], Meta(max_length=1 << 20)]
 Prompt = Text | Annotated[list[Text | Token | Tokens], Meta(max_length=1 << 20)]
-Object = Annotated[dict[str, Any], Meta(max_length=128)]
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=4096)]
-Scalars = Annotated[dict[Name, bool | int | float | Label | None], Meta(max_length=64)]
+Integer = Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
+Float = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Scalars = Annotated[dict[Name, bool | Integer | Float | Label | None], Meta(max_length=64)]
 
 # Known, and not done here: refused by name unless the value says "off".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -148,18 +148,18 @@ def parse(body: bytes, kind: type[msgspec.Struct]) -> tuple[Any, list[str]]:
     Raises RequestError for anything that is not as it should be.
     """
     raw = {name: value for name, value in _object(body).items() if value is not None}
-    names = set(kind.__struct_fields__)
+    names, off = set(kind.__struct_fields__), UNSUPPORTED | getattr(kind, "unsupported", {})
     for name, value in raw.items():
         if name in GUIDED:
             raise RequestError(f"{name} has another name now: structured_outputs", name)
-        if name in UNSUPPORTED and name not in names and value not in UNSUPPORTED[name]:
+        if name in off and name not in names and value not in off[name]:
             raise RequestError(f"{name} is not supported", name)
     try:
         record = msgspec.convert(raw, kind)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:
         field = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0].partition(".")[0]
         raise RequestError(str(error), field or None) from None
-    return record, [name for name in raw if name not in names and name not in UNSUPPORTED]
+    return record, [name for name in raw if name not in names and name not in off]
 
 
 def sampling(body: Sampled, defaults: dict[str, Any], **fixed: Any) -> SamplingParams:
@@ -190,17 +190,7 @@ def _object(body: bytes) -> dict[str, Any]:
         raise RequestError(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(raw, dict):
         raise RequestError("the body must be a JSON object")
-    _check_depth(raw)
     return raw
-
-
-def _check_depth(raw: dict[str, Any]) -> None:
-    level: list[Any] = [raw]
-    for _ in range(MAX_DEPTH):
-        level = [x for c in level for x in (c.values() if isinstance(c, dict) else c) if isinstance(x, dict | list)]
-        if not level:
-            return
-    raise RequestError(f"the body is nested more than {MAX_DEPTH} deep")
 
 
 def _bias(raw: dict[str, float]) -> dict[int, float]:

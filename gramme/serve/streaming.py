@@ -69,7 +69,9 @@ async def events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
 
 
 def event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """A body that has a type, as those of /v1/responses have, is an event of that name."""
+    name = f"event: {body['type']}\n".encode() if "type" in body else b""
+    return name + b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def until_gone(http: HttpRequest, work: Coroutine[Any, Any, Any]) -> Any:

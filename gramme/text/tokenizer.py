@@ -33,8 +33,7 @@ class Tokenizer:
         self.strips_first_space = any(map(_strips, steps))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return _ids(self._inner, text, add_special_tokens)
 
     def encode_plain(self, text: str, first: bool = True) -> list[int]:
         """The ids of `text` with every control string in it taken as ordinary characters.
@@ -42,8 +41,7 @@ class Tokenizer:
         `first`: the text begins the prompt; some tokenizers put their space before its first word only.
         """
         twin = self._plain if first else self._plain_later
-        ids: list[int] = twin.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(twin, text, False)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids; bytes that are no character become U+FFFD."""
@@ -67,6 +65,10 @@ class Tokenizer:
         return piece.replace("▁", " ").encode()
 
     @cached_property
+    def longest_token_bytes(self) -> int:
+        return max(len(self.token_bytes(t)) for t in range(self.vocab_size))
+
+    @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         """A twin without added tokens."""
         raw = json.loads(self._inner.to_str())
@@ -84,6 +86,12 @@ class Tokenizer:
             if step.get("prepend_scheme") == "first":
                 step["prepend_scheme"] = "never"
         return tokenizers.Tokenizer.from_str(json.dumps(raw))
+
+
+def _ids(inner: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """The library holds the interpreter's lock in `encode`, for seconds on megabytes; not so in this call."""
+    ids: list[int] = inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return ids
 
 
 def load_tokenizer(source: TextSource) -> Tokenizer:
