@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test check clean
+.PHONY: run test test-gpu check clean
 
 run: .venv/ready
 	.venv/bin/gramme run
@@ -11,6 +11,10 @@ run: .venv/ready
 test: .venv-base/ready .venv-torch/ready
 	.venv-base/bin/python -m pytest
 	.venv-torch/bin/python -m pytest -m torch
+
+# On a machine with a GPU and its own torch and triton: the kernels' tests on the GPU.
+test-gpu:
+	$(PYTHON) -m pytest tests/kernels/cuda
 
 check: .venv-base/ready
 	.venv-base/bin/ruff check .
@@ -30,7 +34,7 @@ check: .venv-base/ready
 .venv-torch/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python $(PIP) torch==2.13.0
-	.venv-torch/bin/python $(PIP) -e . pytest hypothesis jsonschema transformers
+	.venv-torch/bin/python $(PIP) -e . pytest hypothesis jsonschema transformers triton
 	touch $@
 
 clean:

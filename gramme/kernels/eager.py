@@ -2,6 +2,7 @@
 
 Knows no model and no engine. Shapes are written in `ops`; `reference` defines what is right.
 """
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -135,8 +136,14 @@ class TorchDevice:
         return Grouped(*map(self.put, w[:3]), w.bits) if isinstance(w, Grouped) else self.put(w)
 
     def get(self, a: Any) -> Any:
-        return a.detach().float().cpu().numpy() if isinstance(a, Tensor) and a.is_floating_point() else np.asarray(a)
+        if not isinstance(a, Tensor):
+            return np.asarray(a)
+        return (a.detach().float() if a.is_floating_point() else a).cpu().numpy()
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         run()
         return run
+
+    def memory(self) -> tuple[int, int]:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), total

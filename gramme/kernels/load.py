@@ -16,7 +16,7 @@ class Backend:
     ops: Ops
     device: Device
     pack: Callable[[Array | Grouped], Array]  # a matrix, float or integer, laid out on the device for the operations
-    integer_acts: bool = False  # whether integer weights multiply integer activations
+    integer_acts: tuple[int, ...] = ()  # bits of the integer weights that multiply integer activations
     asynchronous: bool = False  # whether a step returns before its results are there
 
 
@@ -26,17 +26,20 @@ def available() -> tuple[str, ...]:
     return ("cpu", "reference") if compiled else ("reference",)
 
 
-def backend(name: str, threads: int = 1) -> Backend:
-    """Raises ConfigError, with the reason, when the backend cannot be loaded."""
+def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool = False) -> Backend:
+    """`deterministic` and `half` are the GPU's, see `cuda.backend.Settings`; the CPU's kernels are deterministic.
+
+    Raises ConfigError, with the reason, when the backend cannot be loaded.
+    """
     if name == "cpu":
         from gramme.kernels.cpu.kernels import CpuDevice, CpuKernels
         from gramme.kernels.cpu.known import best_level
         from gramme.kernels.cpu.layout import pack
 
         kernels = CpuKernels(best_level(), threads)
-        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, integer_acts=True)
+        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, integer_acts=(4, 8))
     if name == "reference":
-        return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=True)
+        return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8))
     if name == "eager":
         try:
             from gramme.kernels.eager import EAGER, TorchDevice
@@ -44,4 +47,12 @@ def backend(name: str, threads: int = 1) -> Backend:
             raise ConfigError(f"backend 'eager' needs PyTorch, which cannot be imported: {error}") from None
         device = TorchDevice("cpu")
         return Backend(name, EAGER, device, pack=device.pack)
-    raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager")
+    if name == "cuda":
+        try:
+            from gramme.kernels.cuda.backend import CudaDevice, Kernels, Settings, device_name
+        except ImportError as error:
+            raise ConfigError(f"backend 'cuda' needs PyTorch and Triton, which cannot be imported: {error}") from None
+        device = CudaDevice(device_name())
+        kernels = Kernels(device.name, Settings(deterministic, half))
+        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), asynchronous=True)
+    raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")

@@ -111,7 +111,7 @@ def _weight(parts: Sequence[np.ndarray | Grouped], bias: np.ndarray | None, back
         whole = rows[0] if len(rows) == 1 else np.concatenate(rows)
         return Dense(backend.ops, backend.pack(whole.astype(storage_dtype(dtype), copy=False)), bias)
     whole = stack(parts)
-    act = f"int8/{min(whole.group, 32 if outliers else 128)}" if backend.integer_acts else "float"
+    act = f"int8/{min(whole.group, 32 if outliers else 128)}" if whole.bits in backend.integer_acts else "float"
     symmetric = bool((whole.offsets == whole.scales * (1 << (whole.bits - 1))).all())
     nbytes = matrix_bytes(*whole.shape, f"int{whole.bits}", whole.group, not symmetric)
     return Integers(backend.ops, backend.pack(whole), whole.shape, nbytes, act, bias)
