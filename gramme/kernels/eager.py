@@ -140,6 +140,9 @@ class TorchDevice:
             return np.asarray(a)
         return (a.detach().float() if a.is_floating_point() else a).cpu().numpy()
 
+    def fetch(self, a: Any) -> Callable[[], Any]:
+        return lambda: self.get(a)
+
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         run()
         return run

@@ -18,6 +18,7 @@ class Backend:
     pack: Callable[[Array | Grouped], Array]  # a matrix, float or integer, laid out on the device for the operations
     integer_acts: tuple[int, ...] = ()  # bits of the integer weights that multiply integer activations
     asynchronous: bool = False  # whether a step returns before its results are there
+    pads: bool = False  # whether captured steps are padded, since capturing takes long
 
 
 def available() -> tuple[str, ...]:
@@ -54,5 +55,6 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
             raise ConfigError(f"backend 'cuda' needs PyTorch and Triton, which cannot be imported: {error}") from None
         device = CudaDevice(device_name())
         kernels = Kernels(device.name, Settings(deterministic, half))
-        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), asynchronous=True)
+        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), asynchronous=True,
+                       pads=True)
     raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")

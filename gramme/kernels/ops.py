@@ -112,5 +112,6 @@ class Device(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array: ...
     def put(self, host: Any, into: Array | None = None) -> Array: ...
     def get(self, a: Array) -> Any: ...  # to numpy; waits
+    def fetch(self, a: Array) -> Callable[[], Any]: ...  # sends it on its way to the host; the call waits for it alone
     def capture(self, run: Callable[[], None]) -> Callable[[], None]: ...  # runs it; the result does so again
     def memory(self) -> tuple[int, int]: ...  # free, total bytes

@@ -43,7 +43,7 @@ class Live:
     chooser: Chooser
     prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
     pooled: np.ndarray | None = None
-    refusal: RequestError | None = None  # its grammar could not be compiled
+    refusal: RequestError | None = None  # its grammar could not be compiled, or there was no memory for it
 
 
 class Engine:
@@ -124,6 +124,10 @@ class Engine:
         self._counts["step_s"] += time.monotonic() - began
         return updates
 
+    def idle(self) -> bool:
+        """Do one thing that waits until nothing else is to be done; whether there was one."""
+        return self.runner.graphs.idle()
+
     def stats(self) -> EngineStats:
         s = self.scheduler
         return EngineStats(
@@ -196,8 +200,12 @@ class Engine:
 
     def _launch(self, batch: Batch) -> Launched:
         lives = [self._live.get(row.seq) for row in batch.rows]
-        return self.runner.launch(
+        launched = self.runner.launch(
             batch, [live.chooser for live in lives], [live.request.pooling for live in lives], self._flying)
+        for row in launched.failed:
+            lives[row].refusal = RequestError("the device's memory does not suffice for a single token of this request")
+            self.scheduler.finish(lives[row].seq, "error")
+        return launched
 
     def _commit(self, launched: Launched) -> list[Update]:
         results = self.runner.collect(launched)

@@ -171,6 +171,8 @@ class LLM:
                 self._step()
             for a in assemblies:
                 self._open.pop(a.request.id, None)
+            while not self._open and self.engine.idle():
+                pass
 
     def _step(self) -> None:
         """One step of the engine; what it brought goes to whoever asked."""

@@ -24,7 +24,7 @@ INPUTS = ("tokens", "positions", "slots", "starts", "lengths", "pages", "outputs
 
 class Result(NamedTuple):
     hidden: tuple[Array, Array]
-    logits: Array  # (N, V) of the outputs
+    logits: Array | None  # (N, V) of the outputs; None: not computed
 
 
 class Graph:
@@ -56,6 +56,10 @@ class Graphs:
         self._model, self._max_bytes, self._bytes = model, plan.graph_bytes, 0
         self._most_rows = plan.logit_rows
         self._graphs: OrderedDict[tuple[int, ...], Graph | None] = OrderedDict()
+
+    def idle(self) -> bool:
+        """Nothing is put off until the engine is idle: recording calls costs no more than making them."""
+        return False
 
     def find(self, host: HostStep, outputs: np.ndarray) -> Graph | None:
         """The graph of this step's shape with the step's inputs in its arrays; None: run it operation by operation."""

@@ -124,7 +124,7 @@ def window_off_by_one(monkeypatch):
 
 @bug("a step that runs ahead is fed by another row", LAWS + "test_run_ahead_as_not")
 def wrong_feed_row(monkeypatch):
-    around(Launched, "sample_index", monkeypatch, lambda index: lambda self, row: index(
+    around(Launched, "sample_place", monkeypatch, lambda place: lambda self, row: place(
         self, next(i for i, r in enumerate(self.batch.rows) if r.samples)))
 
 

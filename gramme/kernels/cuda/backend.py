@@ -7,7 +7,9 @@ quantise_kernels more. Knows no model and no engine.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import triton
@@ -30,6 +32,8 @@ from gramme.plan.gpu_memory import LOCKS, MANY_TILE, SCRATCH_VALUES, few_tile, f
 
 INTERPRETED_PROCESSORS = 4  # so that small grids are split as large ones are on a GPU
 FEW_TOKENS = 64
+PINNED_BYTES = 1 << 20
+PLAIN = ("int32", "int64", "float32", "float64", "bool", "uint32")
 MANY_TOKENS = 2048  # above, the choice for this many is taken
 
 
@@ -133,15 +137,42 @@ def _linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 class CudaDevice(eager.TorchDevice):
     """The GPU; with `TRITON_INTERPRET=1` the CPU, on which Triton interprets the kernels: for tests."""
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """A CUDA graph of what `run` starts. All graphs share one memory pool: they are not replayed side by side."""
+    def __init__(self, name: str):
+        super().__init__(name)
+        self._pool = torch.cuda.graph_pool_handle() if name == "cuda" else None
+
+    def put(self, host: Any, into: Tensor | None = None) -> Tensor:
+        """Small arrays travel without waiting for the steps before; torch keeps the pinned copy until then."""
+        host = np.asarray(host)
+        if self.name != "cuda" or host.nbytes > PINNED_BYTES or host.dtype.name not in PLAIN:
+            return super().put(host, into)
+        pinned = torch.from_numpy(np.ascontiguousarray(host)).pin_memory()
+        return pinned.to("cuda", non_blocking=True) if into is None else into.copy_(pinned, non_blocking=True)
+
+    def fetch(self, a: Tensor) -> Callable[[], np.ndarray]:
         if self.name != "cuda":
-            return run
+            return super().fetch(a)
+        host = torch.empty(a.shape, dtype=a.dtype, pin_memory=True)
+        host.copy_(a, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def wait() -> np.ndarray:
+            arrived.synchronize()
+            return self.get(host)
+
+        return wait
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Runs, records a CUDA graph of what `run` starts, and runs that. All graphs share one memory pool, since they
+        are never replayed side by side."""
+        if self.name != "cuda":
+            return super().capture(run)
         run()  # compiles and measures what has not been yet
         graph = torch.cuda.CUDAGraph()
-        self._pool = getattr(self, "_pool", None) or torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool):
             run()
+        graph.replay()
         return graph.replay
 
     def memory(self) -> tuple[int, int]:

@@ -1,0 +1,128 @@
+"""How a step is run changes nothing: padded to a captured size, or in halves when memory does not suffice."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from engines import MODEL, decoder, prompts, requests, run, score, take
+
+from gramme.config import EngineConfig, GenerationDefaults
+from gramme.kernels.ops import KV
+from gramme.llm.engine import Engine
+from gramme.models.load import build, random_source
+from gramme.plan.hardware import Hardware
+from gramme.plan.planner import plan
+from gramme.request import Request, SamplingParams
+from gramme.runtime.padded import SIZES
+from gramme.runtime.runner import Runner
+
+
+def engine(kernels, **options):
+    model = build(MODEL, random_source(MODEL, 3), kernels, "float32", 256)
+    config = EngineConfig(backend=kernels.name, kv_cache_dtype="float32",
+                          **(dict(page_size=4, kv_tokens=4096, max_num_seqs=32) | options))
+    decided = plan(MODEL, config, Hardware(cores=1, free_bytes=1 << 32))
+    return Engine(MODEL, decided, GenerationDefaults(), Runner(MODEL, decided, model, kernels))
+
+
+def padding(kernels):
+    """A backend that pads, whose attention answers tokens of no row, and whose scratch page holds, large numbers."""
+    def attend(q, k, v, kv: KV, step, window):
+        out = np.full_like(q, 1e3)
+        real = step.starts[-1]
+        if real:
+            out[:real] = kernels.ops.attend(q, k, v, kv, step, window)
+        kv.k[0], kv.v[0] = 1e3, 1e3
+        return out
+
+    return replace(kernels, pads=True, ops=replace(kernels.ops, attend=attend))
+
+
+def run_idle(e, todo):
+    """As `run`, with an idle moment before and between requests."""
+    out = run(e, todo[:1])
+    while e.idle():
+        pass
+    for request in todo[1:]:
+        e.add(request)
+    while e.busy:
+        take(e, out)
+        e.idle()
+    return out
+
+
+@pytest.mark.parametrize("options", [{}, {"run_ahead": True}, {"kv_tokens": 256}, {"max_num_batched_tokens": 40}])
+def test_padded_as_not(options):
+    kernels, _ = decoder("exact")
+    todo = requests(prompts(9, longest=20), max_tokens=12) + [
+        replace(r, id="p" + r.id) for r in requests(prompts(3), max_tokens=12, repetition_penalty=1.2)]
+    padded = engine(padding(kernels), **options)
+    assert run_idle(padded, todo) == run(engine(kernels), todo)
+    graphs = padded.runner.graphs
+    assert graphs.replayed > 8 and graphs.captured <= 2 * len(SIZES)
+
+
+def test_nothing_is_captured_before_it_is_asked_for_and_the_engine_is_idle():
+    e = engine(padding(decoder("exact")[0]))
+    assert not e.idle()
+    run(e, requests(prompts(2)))
+    assert e.runner.graphs.captured == e.runner.graphs.replayed == 0
+    assert e.idle() and e.runner.graphs.captured == 1
+
+
+class Small(Exception):
+    pass
+
+
+def starved(kernels, most):
+    """A backend whose memory is gone in the second layer of a step of more than `most` tokens, or that holds 150."""
+    def take_rows(packed, ids):
+        if packed.shape[0] == MODEL.vocab_size and (len(ids) > most or 150 in ids):
+            raise kernels.device.out_of_memory
+        return kernels.ops.take(packed, ids)
+
+    return replace(kernels, ops=replace(kernels.ops, take=take_rows))
+
+
+def without_150(all_prompts):
+    return [[149 if t == 150 else t for t in p] for p in all_prompts]
+
+
+@pytest.mark.parametrize("most", [1, 7, 32])
+@pytest.mark.parametrize("options", [{}, {"run_ahead": True}])
+def test_a_step_without_memory_is_run_in_smaller_ones(most, options):
+    kernels, _ = decoder("exact")
+    todo = requests(without_150(prompts(6)), max_tokens=8, logit_bias={150: -100})
+    poor, rich = engine(starved(kernels, most), **options), engine(kernels)
+    assert run(poor, todo) == run(rich, todo)
+    prompt = without_150(prompts(1, seed=3))[0]
+    assert score(poor, prompt) == score(rich, prompt)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_embedding_without_memory_is_the_same(pooling):
+    kernels, _ = decoder("exact")
+    request = Request(id="a", prompt_token_ids=without_150(prompts(1))[0], params=SamplingParams(), pooling=pooling)
+
+    def embed(e):
+        e.add(request)
+        return next(u.embedding for _ in range(99) for u in e.step() if u.embedding)
+
+    np.testing.assert_allclose(embed(engine(starved(kernels, 5))), embed(engine(kernels)), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"run_ahead": True}])
+def test_what_does_not_fit_alone_fails_alone(options):
+    kernels, _ = decoder("exact")
+    todo = requests(without_150(prompts(5)), max_tokens=8, logit_bias={150: -100})
+    bad = replace(todo[2], prompt_token_ids=[*todo[2].prompt_token_ids, 150, 7])
+    e, out, errors = engine(starved(kernels, 99), **options), {}, {}
+    for request in (*todo[:2], bad, *todo[3:]):
+        e.add(request)
+    for _ in range(200):
+        for u in e.step() if e.busy else []:
+            out.setdefault((u.id, u.index), []).extend(u.token_ids)
+            if u.finish_reason == "error":
+                errors[u.id] = u.error
+    assert not e.busy and e.stats().pages_used == 0 and "memory" in errors.pop("2") and not errors
+    want = {key: answer.tokens for key, answer in run(engine(kernels), todo).items() if key[0] != "2"}
+    assert {key: tokens for key, tokens in out.items() if key[0] != "2"} == want
