@@ -61,7 +61,7 @@ class LLM:
     def generate(self, prompts: Prompt | Sequence[Prompt],
                  params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[RequestOutput]:
         """Complete each prompt. One SamplingParams serves all, or one each. max_tokens defaults to 16."""
-        batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        batch = prompts if isinstance(prompts, list | tuple) else [prompts]
         every = self._params(params, len(batch), 16)
         return self._run([self._request(p, q) for p, q in zip(batch, every, strict=True)])
 
@@ -87,7 +87,7 @@ class LLM:
 
     def embed(self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean") -> list[EmbeddingOutput]:
         """The last hidden states of each prompt, pooled: their mean or the last one, (D,) floats."""
-        batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        batch = prompts if isinstance(prompts, list | tuple) else [prompts]
         assemblies = [self._request(p, SamplingParams(), pooling) for p in batch]
         self._run(assemblies)
         return [EmbeddingOutput(request_id=a.request.id, prompt_token_ids=a.request.prompt_token_ids,

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_tests(*names):
-    return pytest.main(["-x", "-k", "not cpu and not eager", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *(str(ROOT / name) for name in names)])
+    options = ["-x", "-k", "not cpu and not eager", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    return pytest.main([*options, *(str(ROOT / name) for name in names)])
 
 
 def test_without_a_bug_they_pass():
