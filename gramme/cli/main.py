@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gramme import __version__
 from gramme.cli.flags import Parser, add_flags, options
-from gramme.cli.options import EvalOptions, OutputOptions, RunOptions, SamplingOptions
+from gramme.cli.options import EvalOptions, OutputOptions, PlanOptions, RunOptions, SamplingOptions
 from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.request import RequestError
 from gramme.serve.options import ServeOptions
@@ -28,6 +28,8 @@ VERBS = {
     "run": Verb("answer one prompt, or continue it", "run", (EngineConfig, SamplingOptions, RunOptions)),
     "chat": Verb("hold a conversation in the terminal", "chat", (EngineConfig, SamplingOptions)),
     "serve": Verb("answer over HTTP, in the form of OpenAI's API", "serve", (EngineConfig, ServeOptions)),
+    "plan": Verb("whether a model fits, how fast it would be, and which configuration to take", "plan",
+                 (EngineConfig, PlanOptions)),
     "eval": Verb("measure a model on texts, alone (ppl) or beside a reference (kl)", "eval",
                  (EngineConfig, EvalOptions)),
     "pull": Verb("fetch a model from the hub", "models", needs_model=True),

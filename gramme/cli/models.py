@@ -1,12 +1,13 @@
 """`gramme pull`, `list`, `show`, `rm`: models on this machine."""
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from gramme.cli.flags import settle
 from gramme.cli.options import OutputOptions
 from gramme.config import EngineConfig
 from gramme.formats import store
+from gramme.kernels.cpu.library import available
 from gramme.models.open import open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan
@@ -39,7 +40,7 @@ def _rm(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     config = settle(args, EngineConfig)
     opened = open_model(config)
-    decided = plan(opened.config, config, this_machine())
+    decided = plan(opened.config, config, replace(this_machine(), backends=available()))
     if settle(args, OutputOptions).json:
         print(json.dumps({"name": opened.name, "model": asdict(opened.config), "plan": asdict(decided)}))
         return

@@ -28,6 +28,21 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    gpu: str | None = option(None, "plan for a graphics card, such as rtx4090, that need not be here")
+    cpu: bool = option(False, "plan for this machine's processor, which is the default")
+    ttft: str | None = option(None, "target for the time to the first token, such as 100ms")
+    tpot: str | None = option(None, "target for the time per output token, such as 20ms")
+    context: int | None = option(None, "tokens of prompt and answer; default: 8192 or the model's limit")
+    prompt_tokens: int | None = option(None, "tokens of the prompt; default: 1024, at most half of the context")
+    concurrency: int = option(1, "requests at once")
+    quant: str = option("auto", "form of the weights", ("auto", "w4", "w8", "bf16"))
+    why: bool = option(False, "a sentence with its number for each choice")
+    calibration: bool = option(True, "correct predictions by what earlier runs on this machine have taught")
+    json: bool = option(False, "one line of JSON")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
     reference: str | None = option(None, "the model that is right, in float32; default: MODEL itself in float32")
     text: tuple[str, ...] = option((), "[NAME:]FILE, a text to measure on, as often as wanted; default: French and "

@@ -56,6 +56,25 @@ def pull(model: str, revision: str | None = None) -> Path:
     return _model_in(Path(path), tag)
 
 
+def config_directory(model: str, revision: str | None = None) -> Path:
+    """Where a model's config.json is: a directory, the cache, or fetched from the hub, that one small file alone."""
+    if os.path.isdir(model):
+        return Path(model)
+    name, at, _ = _split(model)
+    if not _is_hub_id(name):
+        raise ModelError(f"{model:.200}: there is no such directory, and it is not a hub id such as org/name")
+    try:
+        return _snapshot(name, revision or at or "main")
+    except ModelError:
+        from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(name, "config.json", revision=revision or at, cache_dir=cache_directory())
+    except Exception as error:  # the client raises many kinds; each is one line for the user
+        raise ModelError(f"{name}: config.json could not be fetched: {str(error).splitlines()[0]:.200}") from None
+    return Path(path).parent
+
+
 def _split(model: str) -> tuple[str, str | None, str | None]:
     """org/name[@revision][:tag] -> name, revision, tag."""
     head, _, tag = model.partition(":")

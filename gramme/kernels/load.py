@@ -1,11 +1,9 @@
 """Which kernels run: names a backend, imports it when asked, and says why one cannot be had."""
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gramme.config import ConfigError
 from gramme.formats.grouped import Grouped
-from gramme.kernels.cpu.library import LIBRARY
 from gramme.kernels.ops import Array, Device, Ops
 from gramme.kernels.reference import REFERENCE, NumpyDevice
 
@@ -19,12 +17,6 @@ class Backend:
     integer_acts: tuple[int, ...] = ()  # bits of the integer weights that multiply integer activations
     asynchronous: bool = False  # whether a step returns before its results are there
     pads: bool = False  # whether captured steps are padded, since capturing takes long
-
-
-def available() -> tuple[str, ...]:
-    """The backends that can run on this machine's processor, the best first. Asks the file system only."""
-    compiled = LIBRARY.exists() and os.environ.get("GRAMME_CPU_LEVEL") != "off"
-    return ("cpu", "reference") if compiled else ("reference",)
 
 
 def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool = False) -> Backend:

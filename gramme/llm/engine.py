@@ -13,7 +13,8 @@ from gramme.core.pages import PagePool
 from gramme.core.scheduler import Event, Scheduler
 from gramme.core.sequence import Sequence
 from gramme.grammar.compiler import Compiled, Grammars
-from gramme.kernels.load import available, backend
+from gramme.kernels.cpu.library import available
+from gramme.kernels.load import backend
 from gramme.llm.vocabulary import vocabulary
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model

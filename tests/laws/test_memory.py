@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from gramme.config import EngineConfig
-from gramme.kernels.load import available, backend
+from gramme.kernels.cpu.library import available
+from gramme.kernels.load import backend
 from gramme.models.dummy import SHAPES
 from gramme.models.load import build, random_source
 from gramme.plan.hardware import Hardware
