@@ -59,6 +59,7 @@ class Runner:
         self.vocab_size, self.page_size, self.logit_rows = model.vocab_size, plan.page_size, plan.logit_rows
         self.decoder, self.backend, self.device = decoder, backend, backend.device
         self.kv = kv_cache(model, plan, backend.device)
+        self.halved = 0  # steps for which memory did not suffice
         self.graphs: Graphs | PaddedGraphs
         if backend.pads:
             self.graphs = PaddedGraphs(decoder, self.kv, backend.device, plan.page_size, plan.max_model_len)
@@ -77,6 +78,7 @@ class Runner:
             return self._launch(batch, choosers, pooling, previous)
         except self.device.out_of_memory:
             pass  # only here are the arrays that the step did get free again
+        self.halved += 1
         parts = halves(batch)
         if not parts:
             return Launched(batch, choosers, failed=frozenset({0}))

@@ -62,7 +62,7 @@ for round in range(1):
         n=r.choice((1, 2)), max_tokens=r.randrange(1, 120), logprobs=r.choice((None, 5)),
         prompt_logprobs=r.choice((None, None, 20)), repetition_penalty=r.choice((1.0, 1.2)),
         logit_bias={r.randrange(m.vocab_size): 1.0})) for i in range(12)])
-print("preemptions", engine.stats().preemptions)
+print("preemptions", engine.stats().preemptions, "halved", engine.runner.halved)
 '''
 
 
@@ -99,9 +99,12 @@ def mix(name, dtype, share):
 def test_an_accepted_plan_cannot_be_made_to_run_out_of_memory(name, dtype):
     done = mix(name, dtype, 1.0)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) > 0, "the mix must preempt"
+    _, preemptions, _, halved = done.stdout.split()
+    assert int(preemptions) > 0, "the mix must preempt"
+    assert int(halved) == 0, "a step was run in halves for want of memory"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
 def test_the_mix_above_does_need_what_is_counted():
-    assert "MemoryError" in mix("reference", "float32", 0.4).stderr
+    done = mix("reference", "float32", 0.4)
+    assert "MemoryError" in done.stderr or int(done.stdout.split()[-1]) > 0
