@@ -36,6 +36,10 @@ class Checkpoint:
             raise ModelError(f"{self.directory.name}: there is no tensor {name!r:.120}")
         return self._home[name].tensor(name)
 
+    def file_of(self, name: str) -> str:
+        """The name of the file that a tensor stands in; the directory's where there is none."""
+        return self._home[name].path.name if name in self._home else self.directory.name
+
     def _paths(self) -> list[Path]:
         d = self.directory
         if (d / INDEX).exists():

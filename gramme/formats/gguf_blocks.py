@@ -38,7 +38,7 @@ def _nibbles(raw: Array) -> Array:
 
 def _bit(raw: Array, bits: Array) -> Array:
     """(..., n) bytes -> (..., len(bits), n): the given bits of each byte."""
-    return raw[..., None, :] >> bits[:, None].astype(np.uint8) & np.uint8(1)
+    return np.asarray(raw[..., None, :] >> bits[:, None].astype(np.uint8) & np.uint8(1))
 
 
 def _grouped(codes: Array, scales: Array, offsets: Array, bits: int) -> Grouped:

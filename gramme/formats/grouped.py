@@ -28,10 +28,23 @@ class Grouped(NamedTuple):
         return int(self.codes.shape[1] // self.scales.shape[1])
 
 
-def dense(w: Grouped) -> np.ndarray:
+class Reordered(NamedTuple):
+    """A matrix whose groups are not of neighbours (GPTQ's act-order): column order[j] of it stands at j in `stored`."""
+
+    stored: Grouped
+    order: np.ndarray  # (K,) int32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored.shape
+
+
+def dense(w: Grouped | Reordered) -> np.ndarray:
     """(N, K) float32, rounded once: in float32 throughout, a scale of 18 bits times a code of 8 would round before."""
-    spread = lambda a: np.repeat(a.astype(np.float64), w.group, 1)
-    return (spread(w.scales) * w.codes - spread(w.offsets)).astype(np.float32)
+    if isinstance(w, Reordered):
+        return dense(w.stored)[:, np.argsort(w.order)]
+    scales, offsets = (np.repeat(a.astype(np.float64), w.group, 1) for a in (w.scales, w.offsets))
+    return np.asarray(scales * w.codes - offsets, np.float32)
 
 
 def rows(w: Grouped, ids: np.ndarray) -> Grouped:
@@ -44,6 +57,5 @@ def stack(parts: Sequence[Grouped]) -> Grouped:
     bits, group = max(w.bits for w in parts), min(w.group for w in parts)
     if any(w.group % group for w in parts):
         raise ValueError(f"groups of {sorted({w.group for w in parts})} have no common form")
-    spread = lambda a, w: np.repeat(a, w.group // group, 1)
-    return Grouped(np.concatenate([w.codes for w in parts]), np.concatenate([spread(w.scales, w) for w in parts]),
-                   np.concatenate([spread(w.offsets, w) for w in parts]), bits)
+    scales, offsets = ([np.repeat(w[i], w.group // group, 1) for w in parts] for i in (1, 2))
+    return Grouped(np.concatenate([w.codes for w in parts]), np.concatenate(scales), np.concatenate(offsets), bits)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gramme.formats.grouped import Grouped
 from gramme.kernels import reference
-from gramme.kernels.ops import KV, Edits, Sampled, Sampling, Step
+from gramme.kernels.ops import KV, Edits, Permuted, Sampled, Sampling, Step
 
 
 def take(packed: Tensor | Grouped, ids: Tensor) -> Tensor:
@@ -32,7 +32,9 @@ def add_norm(x: Tensor, r: Tensor | None, gain: Tensor, eps: float, act: str) ->
     return quantise(head_norm(r, gain, eps), act), r
 
 
-def quantise(x: Tensor, act: str) -> Tensor:
+def quantise(x: Tensor, act: str | Permuted) -> Tensor:
+    if isinstance(act, Permuted):
+        return quantise(x[:, act.order.long()], act.act)
     if act != "float":
         raise NotImplementedError(f"eager has no activation form {act!r}")
     return x

@@ -15,6 +15,8 @@ class Backend:
     device: Device
     pack: Callable[[Array | Grouped], Array]  # a matrix, float or integer, laid out on the device for the operations
     integer_acts: tuple[int, ...] = ()  # bits of the integer weights that multiply integer activations
+    group: int = 1  # columns: groups of integer weights must be a multiple of so many
+    permutes: bool = False  # whether activations may be asked for in another order of columns
     asynchronous: bool = False  # whether a step returns before its results are there
     pads: bool = False  # whether captured steps are padded, since capturing takes long
 
@@ -30,16 +32,16 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
         from gramme.kernels.cpu.layout import pack
 
         kernels = CpuKernels(best_level(), threads)
-        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, integer_acts=(4, 8))
+        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, integer_acts=(4, 8), group=32)
     if name == "reference":
-        return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8))
+        return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8), permutes=True)
     if name == "eager":
         try:
             from gramme.kernels.eager import EAGER, TorchDevice
         except ImportError as error:
             raise ConfigError(f"backend 'eager' needs PyTorch, which cannot be imported: {error}") from None
         device = TorchDevice("cpu")
-        return Backend(name, EAGER, device, pack=device.pack)
+        return Backend(name, EAGER, device, pack=device.pack, permutes=True)
     if name == "cuda":
         try:
             from gramme.kernels.cuda.backend import CudaDevice, Kernels, Settings, device_name
@@ -47,6 +49,6 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
             raise ConfigError(f"backend 'cuda' needs PyTorch and Triton, which cannot be imported: {error}") from None
         device = CudaDevice(device_name())
         kernels = Kernels(device.name, Settings(deterministic, half))
-        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), asynchronous=True,
+        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, asynchronous=True,
                        pads=True)
     raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")

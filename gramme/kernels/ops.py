@@ -47,6 +47,13 @@ class Quantised(NamedTuple):
     sums: Array  # (T, K / G) float32
 
 
+class Permuted(NamedTuple):
+    """The form `act` of x[:, order]: what a weight wants whose columns lie in another order than its input's."""
+
+    act: str
+    order: Array  # (K,) int32
+
+
 class Edits(NamedTuple):
     """Changes to single logits, applied in this order: x += bias; x = x / r if x > 0 else x * r; x -= penalty."""
 
@@ -89,7 +96,8 @@ class Ops:
 
     `Act` is what a norm gives to a matmul: an array, or `Quantised` for kernels that multiply integers. It is never
     sliced; rows are chosen before the last norm. `packed` is a weight as laid out for this backend, `act` the form in
-    which it wants its input: "float", or "int8/G" with G = 32 or 128, a divisor of the weight's group.
+    which it wants its input: "float", or "int8/G" with G a divisor of the weight's group, 128 or 32 where it can be;
+    or `Permuted`, one of these in another order of columns.
     """
 
     take: Callable  # packed or array (V, K), ids (T,) -> (T, K)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gramme.formats.grouped import Grouped, dense, rows
-from gramme.kernels.ops import KV, Array, Ops, Quantised, Sampled, Sampling, Step
+from gramme.kernels.ops import KV, Array, Ops, Permuted, Quantised, Sampled, Sampling, Step
 
 
 def take(packed: Array | Grouped, ids: Array) -> Array:
@@ -27,7 +27,9 @@ def add_norm(x: Array, r: Array | None, gain: Array, eps: float, act: str) -> tu
     return quantise(rms_norm(r, gain, eps), act), r
 
 
-def quantise(x: Array, act: str) -> Array | Quantised:
+def quantise(x: Array, act: str | Permuted) -> Array | Quantised:
+    if isinstance(act, Permuted):
+        return quantise(x[:, act.order], act.act)
     if act == "float":
         return x
     rows, columns = x.shape

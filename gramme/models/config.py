@@ -15,9 +15,6 @@ def read_config(directory: Path) -> ModelConfig:
     if not (directory / "config.json").exists() and (directory / "params.json").exists():
         return mistral.params(Fields("params.json", read_json(directory, "params.json")))
     c = Fields("config.json", read_json(directory, "config.json"))
-    if (quantised := c.raw.get("quantization_config")) is not None:
-        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else quantised
-        raise ModelError(f"config.json: {method!r:.40} weights cannot be read yet")
     return _family(c)(c)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from gramme.config import ModelConfig, ModelError
-from gramme.formats.grouped import Grouped, rows
+from gramme.formats.grouped import Grouped, Reordered, rows
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Tensors(Protocol):
 
     @property
     def names(self) -> list[str]: ...
-    def tensor(self, name: str) -> np.ndarray | Grouped: ...
+    def tensor(self, name: str) -> np.ndarray | Grouped | Reordered: ...
 
 
 def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
-              ) -> tuple[Callable[[str], np.ndarray | Grouped], Callable[[], None]]:
+              ) -> tuple[Callable[[str], np.ndarray | Grouped | Reordered], Callable[[], None]]:
     """(source, check): tensors under our names; check raises ModelError naming tensors that nobody asked for."""
     theirs = {ours: _their_name(ours, layout) for ours in wanted}
 
-    def source(ours: str) -> np.ndarray | Grouped:
+    def source(ours: str) -> np.ndarray | Grouped | Reordered:
         a = tensors.tensor(theirs[ours])
         heads = {"q": m.heads, "k": m.kv_heads}.get(ours.removesuffix(".bias").rpartition(".")[2])
         return uninterleave(a, heads) if layout.interleaved and heads and a.shape == wanted[ours] else a

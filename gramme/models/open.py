@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
-from gramme.formats.checkpoint import Checkpoint
 from gramme.formats.gguf import GGUFFile
-from gramme.formats.grouped import Grouped
+from gramme.formats.quantised import open_checkpoint
 from gramme.formats.store import resolve
 from gramme.models.config import read_config, read_generation
 from gramme.models.dummy import dummy
 from gramme.models.gguf import gguf_config, gguf_generation, gguf_layout
-from gramme.models.load import Source, random_source, shapes
+from gramme.models.load import Matrix, Source, random_source, shapes
 from gramme.models.names import HF, MISTRAL, source_of
 from gramme.text.source import Metadata, TextSource
 
@@ -48,7 +47,7 @@ def _open(engine: EngineConfig) -> Opened:
 
 
 def _open_directory(path: Path, engine: EngineConfig) -> Opened:
-    m, checkpoint = read_config(path), Checkpoint(path)
+    m, checkpoint = read_config(path), open_checkpoint(path)
     layout = MISTRAL if "tok_embeddings.weight" in checkpoint.names else HF
     source, check_all_used = source_of(checkpoint, layout, m, dict(shapes(m)))
     defaults = read_generation(path, engine.generation_config)
@@ -68,7 +67,7 @@ def watched(opened: Opened, progress: Callable[[int, int], None]) -> Opened:
     """The same model; `progress` is told how many of its parameters have been read, and how many there are."""
     done = 0
 
-    def source(name: str) -> np.ndarray | Grouped:
+    def source(name: str) -> Matrix:
         nonlocal done
         a = opened.source(name)
         done += math.prod(a.shape)

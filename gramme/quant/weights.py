@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gramme.kernels.ops import Array, Ops
+from gramme.kernels.ops import Array, Ops, Permuted
 
 
 class Weight(Protocol):
@@ -21,7 +21,7 @@ class Weight(Protocol):
     @property
     def nbytes(self) -> int: ...
     @property
-    def act(self) -> str: ...  # the form in which `matmul` wants its input
+    def act(self) -> str | Permuted: ...  # the form in which `matmul` wants its input
     def matmul(self, x: Any) -> Array: ...  # Act of (T, K) -> (T, N)
     def rows(self, ids: Array) -> Array: ...  # (T,) -> (T, K)
     def dense(self) -> Array: ...  # (N, K) float32
@@ -65,14 +65,15 @@ class Integers:
     packed: Any
     shape: tuple[int, int]
     nbytes: int
-    act: str
+    act: str | Permuted
     bias: Array | None = None  # (N,)
 
     def matmul(self, x: Any) -> Array:
         return self.ops.matmul(x, self.packed, self.bias)
 
     def rows(self, ids: Array) -> Array:
-        return self.ops.take(self.packed, ids)
+        stored = self.ops.take(self.packed, ids)
+        return stored[:, self.act.order.argsort()] if isinstance(self.act, Permuted) else stored
 
     def dense(self) -> Array:
         return self.rows(np.arange(self.shape[0], dtype=np.int32))

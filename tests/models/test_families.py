@@ -141,13 +141,6 @@ def test_other_architectures_are_refused_by_name(tmp_path, architectures):
         read(tmp_path, architectures=architectures)
 
 
-def test_quantised_weights_are_refused_by_method(tmp_path):
-    with pytest.raises(ModelError, match="'awq' weights cannot be read yet"):
-        read(tmp_path, quantization_config=dict(quant_method="awq", bits=4))
-    with pytest.raises(ModelError, match="cannot be read yet"):
-        read(tmp_path, quantization_config="fp8")
-
-
 def test_code_beside_the_model_is_not_run(tmp_path):
     (tmp_path / "modeling.py").write_text("raise SystemExit('run')")
     assert read(tmp_path, auto_map={"AutoModelForCausalLM": "modeling.Model"}).family == "llama"
