@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.gguf import GGUFFile
 from gramme.formats.quantised import open_checkpoint
