@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-gpu check clean
+.PHONY: run test test-gpu check soak clean
 
 run: .venv/ready
 	.venv/bin/gramme run
@@ -28,7 +28,7 @@ check: .venv-base/ready
 
 .venv-base/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-base
-	.venv-base/bin/python $(PIP) -e . pytest hypothesis jsonschema openai ruff mypy
+	.venv-base/bin/python $(PIP) -e . pytest hypothesis jsonschema openai ruff mypy schemathesis
 	touch $@
 
 .venv-torch/ready: pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ check: .venv-base/ready
 	.venv-torch/bin/python $(PIP) torch==2.13.0
 	.venv-torch/bin/python $(PIP) -e . pytest hypothesis jsonschema transformers triton
 	touch $@
+
+# Ten minutes of load, leaving clients and bad input: nothing may grow.
+soak: .venv-base/ready
+	PYTHONPATH=. .venv-base/bin/python bench/soak.py
 
 clean:
 	rm -rf .venv .venv-base .venv-torch build dist *.egg-info
