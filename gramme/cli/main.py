@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gramme import __version__
 from gramme.cli.flags import Parser, add_flags, options
-from gramme.cli.options import EvalOptions, OutputOptions, PlanOptions, RunOptions, SamplingOptions
+from gramme.cli.options import EvalOptions, OutputOptions, PlanOptions, QuantizeOptions, RunOptions, SamplingOptions
 from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.request import RequestError
 from gramme.serve.options import ServeOptions
@@ -32,6 +32,8 @@ VERBS = {
                  (EngineConfig, PlanOptions)),
     "eval": Verb("measure a model on texts, alone (ppl) or beside a reference (kl)", "eval",
                  (EngineConfig, EvalOptions)),
+    "quantize": Verb("make a 4- or 8-bit copy that has lost little in every language", "quantize", (QuantizeOptions,),
+                     needs_model=True),
     "pull": Verb("fetch a model from the hub", "models", needs_model=True),
     "list": Verb("the models on this machine", "models", (OutputOptions,)),
     "show": Verb("what a model is and what it would take", "models", (EngineConfig, OutputOptions)),
@@ -53,9 +55,11 @@ def parser() -> argparse.ArgumentParser:
         if name == "eval":
             p.add_argument("measure", choices=("ppl", "kl"), help="perplexity, or what was lost against --reference")
         if verb.needs_model:
-            p.add_argument("model", help="org/name[@revision]")
+            p.add_argument("model", help=MODEL if name == "quantize" else "org/name[@revision]")
         elif EngineConfig in verb.records:
             p.add_argument("model", nargs="?", help=MODEL)
+        if name == "quantize":
+            p.add_argument("out", help="the directory to make; with several formats each becomes OUT-FORMAT")
         if verb.records:
             add_flags(p, verb.records)
     return top

@@ -53,5 +53,26 @@ class EvalOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOptions:
+    method: str = option("gptq", "round to nearest, GPTQ or AWQ", ("rtn", "gptq", "awq"))
+    bits: int = option(4, "4 or 8")
+    group: int | None = option(None, "weights that share a scale; default: 128, for gguf 32")
+    format: str = option("compressed-tensors",
+                         "compressed-tensors, gptq, awq, gguf, or several with commas, from one calibration")
+    calibration_text: tuple[str, ...] = option((), "[NAME:]FILE, a text to calibrate on, as often as wanted; default: "
+                                                   "what comes with gramme")
+    check_text: tuple[str, ...] = option((), "[LANGUAGE:]FILE, a text to judge by, as often as wanted; default: what "
+                                             "comes with gramme")
+    languages: str = option("fr,en", "of gramme's own texts")
+    tokens: int = option(16384, "of calibration text at most")
+    window: int | None = option(None, "tokens that are run together; default: 512 or the model's context")
+    max_kl: float = option(0.05, "nats of mean KL divergence that each language may lose, upper end of its interval")
+    max_ppl_increase: float = option(0.04, "rise of perplexity that each language may suffer, 0.04 for 4 %")
+    keep_worst: int = option(0, "leave so many of the most harmful layers at 8 bits")
+    layers: int | None = option(None, "solve so many layers only, to measure memory and time; nothing is saved")
+    threads: int | None = option(None, "CPU threads; default: the cores that this process may use")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     json: bool = option(False, "one line of JSON")

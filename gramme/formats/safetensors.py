@@ -6,6 +6,7 @@ that the header claims is checked against the file's size, in integers that do n
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,12 @@ class SafetensorsFile:
         return ModelError(f"{self.path.name}: tensor {name!r:.120}: {what}")
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Atomic: written beside, synced, renamed."""
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]],
+                      metadata: Mapping[str, str] | None = None) -> None:
+    """Atomic: written beside, synced, renamed. Tensors that lie in other files' maps are copied one at a time."""
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    header, at = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
     for name, a in tensors.items():
         header[name] = {"dtype": names[a.dtype], "shape": list(a.shape), "data_offsets": [at, at + a.nbytes]}
         at += a.nbytes

@@ -52,7 +52,7 @@ class Tensors(Protocol):
 def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
               ) -> tuple[Callable[[str], np.ndarray | Grouped | Reordered], Callable[[], None]]:
     """(source, check): tensors under our names; check raises ModelError naming tensors that nobody asked for."""
-    theirs = {ours: _their_name(ours, layout) for ours in wanted}
+    theirs = {ours: their_name(ours, layout) for ours in wanted}
 
     def source(ours: str) -> np.ndarray | Grouped | Reordered:
         a = tensors.tensor(theirs[ours])
@@ -60,7 +60,7 @@ def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[
         return uninterleave(a, heads) if layout.interleaved and heads and a.shape == wanted[ours] else a
 
     def check() -> None:
-        tied = {_their_name("head", layout)} if m.tied_embeddings else set()
+        tied = {their_name("head", layout)} if m.tied_embeddings else set()
         left = [n for n in tensors.names if n not in {*theirs.values(), *tied} and not SKIPPED.fullmatch(n)]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
@@ -75,7 +75,7 @@ def uninterleave(a: np.ndarray | Grouped, heads: int) -> np.ndarray | Grouped:
     return rows(a, order) if isinstance(a, Grouped) else a[order]
 
 
-def _their_name(ours: str, layout: Layout) -> str:
+def their_name(ours: str, layout: Layout) -> str:
     match = re.fullmatch(r"(?:layers\.(\d+)\.)?(\w+?)(\.bias)?", ours)
     assert match
     layer, name, bias = match.groups()

@@ -11,13 +11,13 @@ from gramme.config import Rope
 
 def rope_table(rope: Rope, head_dim: int, positions: int) -> np.ndarray:
     """(positions, head_dim) float32: cosines of the head_dim / 2 angles, then their sines."""
-    frequencies, scale = _frequencies(rope, head_dim)
-    frequencies = frequencies / np.array(rope.factors or 1.0)
-    angles = np.outer(np.arange(positions, dtype=np.float64), frequencies)
+    turning, scale = frequencies(rope, head_dim)
+    angles = np.outer(np.arange(positions, dtype=np.float64), turning / np.array(rope.factors or 1.0))
     return (np.concatenate([np.cos(angles), np.sin(angles)], -1) * scale).astype(np.float32)
 
 
-def _frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
+def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
+    """((head_dim / 2,) radians a position, what cosines and sines are multiplied by)."""
     base = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.kind == "linear":
         return base / rope.factor, 1.0

@@ -16,6 +16,7 @@ from gramme.text.tekken import read_tekken
 
 MAX_FILE_BYTES = 64 << 20
 MAX_VOCAB = 1 << 22  # ids; the largest published vocabularies have 2^18
+WHOLE = "tokenizer.huggingface.json"  # GGUF's key for a tokenizer.json
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -42,6 +43,10 @@ class Tokenizer:
         """
         twin = self._plain if first else self._plain_later
         return _ids(twin, text, False)
+
+    def to_json(self) -> str:
+        """The form of tokenizer.json."""
+        return self._inner.to_str()
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids; bytes that are no character become U+FFFD."""
@@ -105,6 +110,9 @@ def load_tokenizer(source: TextSource) -> Tokenizer:
 
 def _from_metadata(source: Metadata) -> Tokenizer:
     try:
+        if isinstance(whole := source.values.get(WHOLE), str):  # ggml's docs/gguf.md: it goes before the other keys
+            ids = (source.values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+            return Tokenizer(tokenizers.Tokenizer.from_str(whole), *ids)
         return Tokenizer(*gguf_tokenizer(source.values, {byte: char for char, byte in _byte_alphabet().items()}))
     except (KeyboardInterrupt, SystemExit):
         raise

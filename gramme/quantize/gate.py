@@ -1,0 +1,128 @@
+"""Judges a solved model beside its original, language by language, and says why it must not be saved."""
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gramme.evals.scores import Window, compare, compared, windows
+from gramme.evals.subject import Subject, advance, window_step
+from gramme.evals.summary import Figure, Loss, loss
+from gramme.formats.grouped import Grouped
+from gramme.kernels.load import backend
+from gramme.kernels.ops import Array
+from gramme.models.load import Source, build
+from gramme.quantize.layer import round_layer
+from gramme.quantize.run import LayerSource, Progress, Task, as_float, read_layer
+from gramme.quantize.solve import nearest
+from gramme.quantize.work import Work
+from gramme.text.tokenizer import load_tokenizer
+
+HARM_TOKENS = 1024  # of calibration text, on which the layers that harm most are found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper ends of 95 % intervals must not lie above them, in any language."""
+
+    max_kl: float = 0.05  # nats, mean
+    max_ppl_increase: float = 0.04
+
+
+def reference(task: Task) -> Subject:
+    """The original in float32, its layers read one at a time."""
+    kernels = backend("eager")
+    decoder = build(task.config, LayerSource(task.model), kernels, "float32", task.window, streamed=True)
+    return Subject(task.opened.name, task.config, load_tokenizer(task.opened.text), decoder, kernels.device)
+
+
+def candidate(task: Task, name: str, work: Work, original: Subject) -> Subject:
+    """What recipe `name` made, from the work folder; it shares the original's arrays where they are the same."""
+    source = solved_source(task, name, work)
+    if task.recipes[name].format == "gguf":
+        decoder = build(task.config, source, backend("eager"), "float32", task.window, streamed=True)
+    else:
+        layers = build(replace(task.config, tied_embeddings=True), source, backend("eager"), "float32", task.window,
+                       streamed=True).layers
+        decoder = replace(original.decoder, layers=layers)
+    return replace(original, name=name, decoder=decoder)
+
+
+def solved_source(task: Task, name: str, work: Work) -> Source:
+    """The result's tensors under our names, as they will be written."""
+    recipe, original, held = task.recipes[name], LayerSource(task.model), {}
+
+    def source(ours: str) -> np.ndarray | Grouped:
+        if not ours.startswith("layers."):
+            a = original(ours)
+            rounded = recipe.format == "gguf" and ours in ("embed", "head")
+            return nearest(torch.from_numpy(as_float(a)), recipe.grid(task.config, 8)) if rounded else a
+        _, layer, tensor = ours.split(".", 2)
+        if layer not in held:
+            held.clear()
+            held[layer] = work.layer(name, int(layer))
+        return held[layer][tensor]
+
+    return source
+
+
+def judge(original: Subject, model: Subject, texts: Mapping[str, str], window: int,
+          progress: Callable[[str], Progress]) -> dict[str, Loss]:
+    out = {}
+    for language, text in texts.items():
+        cut = windows(original.tokenizer.encode(text), window, window)
+        out[language] = loss(compare(original, model, cut, progress(language)))
+    return out
+
+
+def failures(losses: Mapping[str, Loss], limits: Limits) -> list[str]:
+    """One line for each language and figure that is above its limit."""
+    out = []
+    for language, x in losses.items():
+        if not x.kl.high <= limits.max_kl:
+            out.append(f"{language}: mean KL {_figure(x.kl)} nats, at most {limits.max_kl:g} may be lost")
+        if not x.perplexity_increase.high <= limits.max_ppl_increase:
+            out.append(f"{language}: perplexity rises by {_figure(x.perplexity_increase, 100)} %, "
+                       f"at most {100 * limits.max_ppl_increase:g} % are allowed")
+    return out
+
+
+def harms(original: Subject, model: Subject, cut: Sequence[Window], progress: Progress) -> list[float]:
+    """By layer: mean KL, nats, of the model in which that layer alone is the solved one.
+
+    All those models run together, so each layer is read once; their streams take L times the memory of one.
+    """
+    steps = [window_step(original.device, [w.tokens]) for w in cut]
+    run = lambda s, layer, streams: [advance(s.decoder, layer, x, step) for x, step in zip(streams, steps, strict=True)]
+    base: list[Array] = [original.decoder.embed.rows(step.tokens) for step in steps]
+    altered: list[list[Array]] = []
+    count = original.config.layers
+    for i in range(count):
+        layer = original.decoder.layers[i]
+        altered = [run(original, layer, streams) for streams in altered] + [
+            run(model, model.decoder.layers[i], base)]
+        base = run(original, layer, base)
+        progress(i + 1, count)
+    return [_mean_kl(original, base, streams, cut) for streams in altered]
+
+
+def keep_worst(task: Task, name: str, work: Work, original: Subject, cut: Sequence[Window], count: int,
+               progress: Progress) -> list[int]:
+    """Gives the `count` most harmful layers of a recipe 8 bits; their numbers, the worst first."""
+    few = cut[: max(1, HARM_TOKENS // task.window)]
+    found = harms(original, candidate(task, name, work, original), few, progress)
+    worst = np.argsort(-np.array(found), kind="stable")[:count].tolist()
+    source = LayerSource(task.model)
+    for i in worst:
+        work.keep(name, i, round_layer(read_layer(task.config, source, i), task.recipes[name], task.config))
+    return worst
+
+
+def _mean_kl(original: Subject, base: Sequence[Array], streams: Sequence[Array], cut: Sequence[Window]) -> float:
+    kl = [compared(original.logits(a[:-1]), original.logits(b[:-1]), w)[2]
+          for a, b, w in zip(base, streams, cut, strict=True)]
+    return float(np.concatenate(kl).mean())
+
+
+def _figure(f: Figure, times: float = 1) -> str:
+    return f"{times * f.value:.3g} [{times * f.low:.3g}, {times * f.high:.3g}]"

@@ -1,0 +1,38 @@
+"""One layer's tensors and moments to what a recipe makes of them. Knows no file."""
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gramme.config import ModelConfig
+from gramme.formats.grouped import Grouped, dense
+from gramme.quantize import awq, solve
+from gramme.quantize.calibrate import INPUTS
+from gramme.quantize.recipe import Recipe, stored_dtype
+
+Solved = dict[str, np.ndarray | Grouped]  # a layer's tensors by our names without the prefix
+
+
+def solve_layer(layer: Mapping[str, Tensor], moments: Mapping[str, Tensor], recipe: Recipe, m: ModelConfig
+                ) -> tuple[Solved, dict[str, float]]:
+    """(tensors, lost share of each matrix's output on the calibration text). Gains and biases are float32."""
+    layer, moments, grid = dict(layer), dict(moments), recipe.grid(m)
+    if recipe.method == "awq":
+        awq.fold(layer, moments, m, grid, stored_dtype(m))
+    solved: Solved = {name: a.numpy(force=True) for name, a in layer.items() if name not in INPUTS}
+    losses = {}
+    for name, of in INPUTS.items():
+        w = layer[name]
+        if recipe.method == "rtn":
+            solved[name] = solve.nearest(w, grid)
+        else:
+            solved[name] = (solve.gptq if recipe.method == "gptq" else solve.clipped)(w, moments[of], grid)
+        losses[name] = solve.lost(w, torch.from_numpy(dense(solved[name])).to(w.device), moments[of])
+    return solved, losses
+
+
+def round_layer(layer: Mapping[str, Tensor], recipe: Recipe, m: ModelConfig) -> Solved:
+    """The layer in 8 bits, to the nearest."""
+    grid = recipe.grid(m, 8)
+    return {name: solve.nearest(a, grid) if name in INPUTS else a.numpy(force=True) for name, a in layer.items()}

@@ -1,0 +1,61 @@
+"""What a quantisation will take, said before it starts: peak memory, operations, time at this machine's speed."""
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from gramme.config import ModelConfig
+from gramme.quantize.recipe import Recipe
+
+BASE_BYTES = 400 << 20  # Python, torch and their buffers
+PROBE = 1024  # columns of the matrix whose product shows the machine's speed
+
+
+@dataclass(frozen=True)
+class Need:
+    memory_bytes: int
+    disk_bytes: int
+    flops: float
+    seconds: float
+
+
+def need(m: ModelConfig, recipes: list[Recipe], tokens: int, flops_per_s: float) -> Need:
+    """Memory: the embedding, two layers in float32, the moments, what GPTQ's inverse takes, the calibration stream."""
+    layer = replace(m, layers=1, windows=())
+    embed = 4 * m.vocab_size * m.width
+    matrices = [(rows, columns) for rows, columns, _ in layer.matrices()[1:]]
+    layer_bytes = 4 * sum(rows * columns for rows, columns in matrices)
+    inputs = [columns for _, columns in matrices]
+    inverse = 4 * 4 * max(inputs) ** 2 if any(r.method == "gptq" for r in recipes) else 0
+    memory = BASE_BYTES + embed + 2 * layer_bytes + 4 * sum(k * k for k in inputs) + inverse + 8 * tokens * m.width
+    disk = int(m.layers * layer_bytes / 4 * 1.3 * len(recipes)) + 8 * tokens * m.width
+    flops = m.layers * (_forward(matrices, tokens) + sum(_solving(matrices, r) for r in recipes))
+    return Need(memory, disk, flops, flops / flops_per_s)
+
+
+def speed() -> float:
+    """Operations a second of a float32 product, the best of three."""
+    a = torch.ones(PROBE, PROBE)
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * PROBE**3 / best
+
+
+def _forward(matrices: list[tuple[int, int]], tokens: int) -> float:
+    """The layer on every token, and the moments of its inputs."""
+    return 2.0 * tokens * sum(rows * columns + columns * columns for rows, columns in matrices)
+
+
+def _solving(matrices: list[tuple[int, int]], r: Recipe) -> float:
+    """Clipping tries 15 ranges on diagonal blocks; GPTQ inverts and spreads errors; AWQ tries 20 scales on 1024 rows;
+    the loss that is reported takes two products with the moments."""
+    clip = sum(15 * 2.0 * rows * columns * r.group for rows, columns in matrices) * (r.method != "rtn")
+    report = sum(4.0 * rows * columns * columns for rows, columns in matrices)
+    if r.method == "gptq":
+        return clip + report + sum(1.0 * rows * columns * columns + 2.0 * columns**3 for rows, columns in matrices)
+    if r.method == "awq":
+        return clip + report + sum(20 * 4.0 * min(rows, 2048) * columns * columns for rows, columns in matrices)
+    return clip + report

@@ -1,0 +1,133 @@
+"""A quantisation from the first check to the saved directory, or to the reason why there is none."""
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gramme.config import ConfigError
+from gramme.evals.subject import Subject
+from gramme.evals.summary import Loss
+from gramme.formats.store import resolve
+from gramme.models.open import EMBEDDED
+from gramme.plan.hardware import this_machine
+from gramme.plan.units import gb
+from gramme.quantize.card import card, table
+from gramme.quantize.export import eight_bit_layers, save
+from gramme.quantize.gate import Limits, candidate, failures, judge, keep_worst, reference, solved_source
+from gramme.quantize.plan import need, speed
+from gramme.quantize.run import Progress, Task, calibration_windows, peak_bytes, solve
+from gramme.quantize.work import Work
+
+REFUSED = 3  # exit code: a language lost too much
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What happens to the solved layers."""
+
+    outs: Mapping[str, Path]  # by recipe
+    work: Path
+    texts: Mapping[str, str]  # language -> text to judge by
+    limits: Limits
+    keep_worst: int = 0
+    layers: int | None = None  # solve so many, measure memory and time, save nothing
+
+
+def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[str], Progress]) -> int:
+    """0: saved; 3: refused. Raises ConfigError or ModelError with one line when it cannot be done."""
+    _check(task, wish)
+    cut = calibration_windows(task)
+    predicted = _plan(task, wish, sum(len(w.tokens) for w in cut), say)
+    work = Work(wish.work, task.describe(cut))
+    count = task.config.layers if wish.layers is None else wish.layers
+    solve(task, work, cut, count, bar("layers"))
+    say(f"memory: {gb(peak_bytes())} at the peak, {gb(predicted)} predicted")
+    if wish.layers is not None:
+        work.remove()
+        say(f"{count} of {task.config.layers} layers were solved to measure; nothing is saved")
+        return 0
+    original, refused = reference(task), False
+    work.forget_kept()
+    for name, out in wish.outs.items():
+        if not out.exists():  # an earlier run that was stopped had saved it
+            refused |= not _finish(task, wish, name, work, original, say, bar)
+    if not refused:
+        work.remove()
+    return REFUSED if refused else 0
+
+
+def _check(task: Task, wish: Wish) -> None:
+    task.check()
+    count = wish.layers if wish.layers is not None else task.config.layers
+    if not 1 <= count <= task.config.layers:
+        raise ConfigError(f"--layers must be from 1 to {task.config.layers}, not {count}")
+    if not 0 <= wish.keep_worst <= task.config.layers:
+        raise ConfigError(f"--keep-worst must be from 0 to {task.config.layers} layers, not {wish.keep_worst}")
+    if wish.keep_worst and any(r.format == "awq" or r.bits == 8 for r in task.recipes.values()):
+        raise ConfigError("--keep-worst keeps layers at 8 bits: it needs --bits 4 and a format that mixes them, "
+                          "compressed-tensors, gptq or gguf")
+    for out in wish.outs.values():
+        if out.exists() and not wish.work.exists():
+            raise ConfigError(f"{out} exists; name another place or remove it")
+
+
+def _plan(task: Task, wish: Wish, tokens: int, say: Callable[[str], None]) -> int:
+    """Predicted bytes. Raises ConfigError when the machine has less."""
+    per_s, free = speed(), this_machine().free_bytes
+    n = need(task.config, list(task.recipes.values()), tokens, per_s)
+    share = 1.0 if wish.layers is None else wish.layers / task.config.layers
+    hours = n.seconds * share / 3600
+    say(f"plan: {tokens} tokens of calibration, memory {gb(n.memory_bytes)} of {gb(free)} free, disk "
+        f"{gb(int(n.disk_bytes * share))}, {hours:.1f} hours at this machine's {per_s / 1e9:.0f} GFLOP/s"
+        + (f" for {wish.layers} layers; all {task.config.layers}: {n.seconds / 3600:.1f} hours, {gb(n.disk_bytes)}"
+           if wish.layers is not None else ""))
+    if n.memory_bytes > free:
+        raise ConfigError(f"{gb(n.memory_bytes)} of memory are needed, {gb(free)} are free; fewer --tokens take less")
+    return n.memory_bytes
+
+
+def _finish(task: Task, wish: Wish, name: str, work: Work, original: Subject, say: Callable[[str], None],
+            bar: Callable[[str], Progress]) -> bool:
+    """Judge one result and save it, unless it lost too much."""
+    if wish.keep_worst:
+        worst = keep_worst(task, name, work, original, calibration_windows(task), wish.keep_worst, bar("harm"))
+        say(f"{name}: layers {', '.join(map(str, worst))} harm most and keep 8 bits")
+    losses = judge(original, candidate(task, name, work, original), wish.texts, task.window, bar)
+    say(f"{name}:\n{table(losses)}")
+    if reasons := failures(losses, wish.limits):
+        for reason in reasons:
+            say(f"refused, {reason}")
+        say(f"nothing was saved as {wish.outs[name]}. To try: {_advice(task, wish, name)}. "
+            f"The solved layers stay in {wish.work} until it is removed.")
+        return False
+    _save(task, wish, name, work, losses)
+    say(f"saved {wish.outs[name]}")
+    return True
+
+
+def _advice(task: Task, wish: Wish, name: str) -> str:
+    recipe, out = task.recipes[name], []
+    if recipe.group > 32:
+        out.append(f"--group {32 if recipe.group <= 64 else 64}")
+    if recipe.method != "gptq":
+        out.append("--method gptq")
+    if recipe.format != "awq" and recipe.bits == 4:
+        more = min(task.config.layers, max(1, 2 * wish.keep_worst))
+        out += [f"--keep-worst {more}", "--bits 8"]
+    return ", ".join(out) or "a larger model: this one does not bear the loss"
+
+
+def _save(task: Task, wish: Wish, name: str, work: Work, losses: Mapping[str, Loss]) -> None:
+    source, recipe, m = solved_source(task, name, work), task.recipes[name], task.config
+    eights = eight_bit_layers(m, recipe, source)
+    lost = json.dumps([work.losses(i)[name] for i in range(m.layers)])
+    note = f"\nShare of each matrix's output that was lost on the calibration text, by layer:\n\n    {lost}\n"
+    out = wish.outs[name]
+    save(out, _directory(task.model), task.opened, recipe, source,
+         card(task, name, out.name, losses, wish.limits, eights, note))
+
+
+def _directory(model: str) -> Path | None:
+    if model.startswith("dummy:"):
+        return None
+    return resolve(model) if model else EMBEDDED

@@ -1,0 +1,86 @@
+"""From a matrix and the second moments of its inputs to codes: rounding, and rounding that repairs its own errors.
+
+w is (N, K), moments (K, K) = sum over tokens of x x^T. What a solution loses is tr(E M E^T), the squared change of the
+matrix's output on the calibration tokens, for E the error of the weights.
+"""
+import torch
+from torch import Tensor
+
+from gramme.config import ModelError
+from gramme.formats.grouped import Grouped
+from gramme.quantize.grid import Fit, Grid
+
+DAMP = 0.01  # of the mean diagonal, as in the GPTQ paper
+BLOCK = 128  # columns whose errors are spread together
+
+
+def nearest(w: Tensor, grid: Grid) -> Grouped:
+    """The plainest: each group spans its values, each value goes to the nearest code."""
+    parts = grid.split(w)
+    fit = grid.fit(parts)
+    return grid.grouped(grid.codes(parts, fit).flatten(1), fit)
+
+
+def clipped(w: Tensor, moments: Tensor, grid: Grid) -> Grouped:
+    """To the nearest code of a group whose range was cut where that changes its output least (AWQ's clipping)."""
+    parts = grid.split(w)
+    fit = grid.best(parts, diagonal_blocks(moments, grid.group))
+    return grid.grouped(grid.codes(parts, fit).flatten(1), fit)
+
+
+def gptq(w: Tensor, moments: Tensor, grid: Grid) -> Grouped:
+    """GPTQ (arXiv 2210.17323): column after column, each one's error spread over those that are still to come.
+
+    Columns come by falling diagonal of the moments ("act-order"); groups are those of neighbours in the file, and their
+    scales are found before the first column is rounded, so the order leaves no trace in the file.
+    """
+    parts = grid.split(w)
+    fit = grid.best(parts, diagonal_blocks(moments, grid.group))
+    order = torch.argsort(moments.diagonal(), descending=True, stable=True)
+    inverse = _inverse_factor(moments[order][:, order])
+    left, codes = w[:, order].clone(), torch.empty_like(w)
+    for start in range(0, w.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        errors = _block(left[:, block], codes[:, block], inverse[block, block], order[block], grid, fit)
+        left[:, block.stop :] -= errors @ inverse[block, block.stop :]
+    out = torch.empty_like(codes)
+    out[:, order] = codes
+    return grid.grouped(out, fit)
+
+
+def lost(w: Tensor, solved: Tensor, moments: Tensor) -> float:
+    """Share of the output's energy that the error has: tr(E M E^T) / tr(W M W^T)."""
+    energy = lambda a: ((a @ moments) * a).sum()
+    return float(energy(solved - w) / energy(w).clamp(min=1e-30))
+
+
+def diagonal_blocks(moments: Tensor, group: int) -> Tensor:
+    """(K, K) -> (K / group, group, group)"""
+    cut = moments.unflatten(0, (-1, group)).unflatten(2, (-1, group))
+    return cut.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+
+
+def _block(left: Tensor, codes: Tensor, inverse: Tensor, order: Tensor, grid: Grid, fit: Fit) -> Tensor:
+    """Rounds the columns of a block in place; (N, block) errors, each divided by its diagonal."""
+    errors = torch.empty_like(left)
+    for i, column in enumerate((order // grid.group).tolist()):
+        group = Fit(fit.scales[:, column], fit.zeros[:, column])  # (N, 1)
+        w = left[:, i : i + 1]
+        codes[:, i : i + 1] = grid.codes(w, group)
+        error = (w - (codes[:, i : i + 1] - group.zeros) * group.scales) / inverse[i, i]
+        left[:, i + 1 :] -= error * inverse[i, i + 1 :]
+        errors[:, i : i + 1] = error
+    return errors
+
+
+def _inverse_factor(moments: Tensor) -> Tensor:
+    """Upper Cholesky factor of the damped moments' inverse. Inputs that were always 0 count as independent."""
+    diagonal = moments.diagonal()
+    dead = diagonal == 0
+    for damp in (DAMP, 10 * DAMP, 100 * DAMP):
+        damped = moments.clone()
+        damped.diagonal().add_(damp * diagonal.mean() + dead)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    raise ModelError("the second moments of a matrix's inputs are not finite: the model's activations overflow")

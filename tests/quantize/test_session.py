@@ -1,0 +1,348 @@
+"""A quantisation as a whole: saved in every format, refused by language, resumed to the same bytes."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import unpack  # noqa: E402
+
+from gramme.cli.main import run as gramme  # noqa: E402
+from gramme.config import ModelConfig, Rope  # noqa: E402
+from gramme.evals import texts  # noqa: E402
+from gramme.formats.gguf import GGUFFile  # noqa: E402
+from gramme.formats.grouped import Grouped, dense  # noqa: E402
+from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
+from gramme.models.config import read_config  # noqa: E402
+from gramme.models.load import random_source, shapes  # noqa: E402
+from gramme.models.names import HF, their_name  # noqa: E402
+from gramme.models.open import EMBEDDED  # noqa: E402
+from gramme.quantize import export, session, work  # noqa: E402
+from gramme.quantize.gate import candidate, harms, reference, solved_source  # noqa: E402
+from gramme.quantize.hf import hf_config  # noqa: E402
+from gramme.quantize.plan import need  # noqa: E402
+from gramme.quantize.recipe import FORMATS, Recipe  # noqa: E402
+from gramme.quantize.run import Task, calibration_windows, solve  # noqa: E402
+
+MODEL = ModelConfig(family="llama", vocab_size=4096, width=64, layers=3, heads=4, kv_heads=2, head_dim=16, ff_width=96,
+                    norm_eps=1e-5, max_positions=128, qkv_bias=True, o_bias=True, mlp_bias=True, tied_embeddings=True)
+TEXTS = {k: t[:1500] for k, t in texts.shipped("held-out").items()}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small random model in float16, in the Hugging Face layout, with the embedded model's tokenizer."""
+    d = tmp_path_factory.mktemp("model")
+    source = random_source(MODEL, 5)
+    write_safetensors(d / "model.safetensors", {
+        their_name(ours, HF): source(ours).astype(np.float16) for ours, _ in shapes(MODEL)})
+    (d / "config.json").write_text(json.dumps(hf_config(MODEL) | {"note": "kept"}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        (d / name).write_bytes((EMBEDDED / name).read_bytes())
+    return d
+
+
+@pytest.fixture
+def check(tmp_path):
+    for language, text in TEXTS.items():
+        (tmp_path / f"{language}.txt").write_text(text)
+    return [f"--check-text={language}:{tmp_path}/{language}.txt" for language in TEXTS]
+
+
+@pytest.fixture
+def quantise(model, tmp_path, check, capsys):
+    """(exit code, what was said, the result's path) of the command, with limits that a random model can keep."""
+    def command(*more, out="out"):
+        code = gramme(["quantize", str(model), str(tmp_path / out), "--tokens", "512", "--window", "64", "--group=32",
+                       "--threads", "1", "--max-kl", "9", "--max-ppl-increase", "9", *check, *more])
+        said = capsys.readouterr()
+        return code, said.out + said.err, tmp_path / out
+    return command
+
+
+def tensors(directory):
+    files = [SafetensorsFile(p) for p in sorted(directory.glob("*.safetensors"))]
+    return {name: np.array(f.tensor(name)) for f in files for name in f.names}
+
+
+def read_back(directory, name, recipe):
+    """A matrix by its name in the file, (N, K), read by the test's own code."""
+    t = {k.removeprefix(name + "."): a for k, a in tensors(directory).items() if k.startswith(name + ".")}
+    bits = 8 if "weight_packed" in t and t["weight_packed"].shape[1] * 4 == t["weight_shape"][1] else recipe.bits
+    if recipe.format == "compressed-tensors":
+        return unpack.compressed_tensors(t, bits, recipe.group)
+    return unpack.gptq(t, bits) if recipe.format == "gptq" else unpack.awq(t, recipe.group)
+
+
+def solved(model, tmp_path, recipe):
+    """(task, work, what each tensor was to be) of a run of the library's own parts."""
+    from gramme.config import EngineConfig
+    from gramme.models.open import open_model
+    from gramme.quantize.run import true_dtype
+    opened = open_model(EngineConfig(model=str(model)))
+    task = Task(str(model), replace(opened, config=true_dtype(opened)), {recipe.format: recipe},
+                texts.shipped("calibration"), 512, 64)
+    cut = calibration_windows(task)
+    folder = work.Work(tmp_path / "w", task.describe(cut))
+    solve(task, folder, cut, MODEL.layers, lambda done, total: None)
+    return task, folder, solved_source(task, recipe.format, folder)
+
+
+@pytest.mark.parametrize("method, format", [
+    ("gptq", "compressed-tensors"), ("rtn", "gptq"), ("awq", "awq"), ("gptq", "gguf")])
+def test_each_format_is_read_back_by_other_code_with_the_weights_that_were_judged(model, tmp_path, quantise, method,
+                                                                                  format):
+    recipe = Recipe(method=method, group=32, format=format)
+    _, _, want = solved(model, tmp_path, recipe)
+    code, said, out = quantise("--method", method, "--format", format)
+    assert code == 0, said
+    if format == "gguf":
+        return _check_gguf(out / "model.gguf", want)
+    config = json.loads((out / "config.json").read_text())
+    assert config["note"] == "kept" and config["quantization_config"]["quant_method"] == format
+    for ours, shape in shapes(MODEL):
+        a, name = want(ours), their_name(ours, HF)
+        if isinstance(a, Grouped):
+            ours_back = read_back(out, name.removesuffix(".weight"), recipe)
+            np.testing.assert_array_equal(ours_back, dense(a).astype(np.float64), err_msg=ours)
+        else:
+            np.testing.assert_array_equal(tensors(out)[name].astype(np.float32), a.astype(np.float32), err_msg=ours)
+            assert tensors(out)[name].dtype == np.float16 and a.shape == shape
+
+
+def _check_gguf(path, want):
+    """The rows of q and k stand in pairs (2i, 2i + 1); the embedding has 8 bits."""
+    file = GGUFFile(path)
+    assert file.metadata["general.architecture"] == "llama" and file.metadata["llama.block_count"] == 3
+    raw = np.fromfile(path, np.uint8)
+    for name, ours, heads in (("blk.1.attn_q.weight", "layers.1.q", 4), ("blk.1.attn_k.weight", "layers.1.k", 2),
+                              ("blk.2.ffn_down.weight", "layers.2.down", 0), ("token_embd.weight", "embed", 0)):
+        w, e, start = want(ours), file.entry(name), len(raw) - len(file._data)
+        size, read = (18, unpack.q4_0) if w.bits == 4 else (34, unpack.q8_0)
+        rows = raw[start + e.begin : start + e.end].reshape(w.shape[0], -1, size)
+        got = np.array([[v for block in row for v in read(block)] for row in rows])
+        whole = dense(w)
+        if heads:
+            whole = whole.reshape(heads, 2, 8, -1).swapaxes(1, 2).reshape(whole.shape)
+        np.testing.assert_array_equal(got, whole, err_msg=name)
+    assert want("embed").bits == 8 and file.tensor("blk.0.attn_q.bias").shape == (64,)
+
+
+def test_tokenizer_template_and_defaults_go_along_and_the_card_says_what_was_lost(quantise):
+    code, said, out = quantise()
+    assert code == 0
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (out / name).read_bytes() == (EMBEDDED / name).read_bytes()
+    card = (out / "README.md").read_text()
+    assert "| fr |" in card and "| en |" in card and "GPTQ" in card and "at most 512 tokens" in card
+    assert card.split("| fr |")[1].split("\n")[0] in said
+    assert not list(out.parent.glob("out.*"))
+
+
+def test_one_calibration_serves_all_formats(quantise, tmp_path):
+    code, said, _ = quantise("--format", ",".join(FORMATS))
+    assert code == 0, said
+    assert {p.name for p in tmp_path.glob("out*")} == {f"out-{f}" for f in FORMATS}
+
+
+@pytest.mark.parametrize("limit", ["--max-kl", "--max-ppl-increase"])
+def test_a_loss_above_the_limit_is_refused_by_language_and_nothing_is_saved(quantise, limit):
+    code, said, out = quantise("--method", "rtn", limit, "-0.5")
+    assert code == session.REFUSED == 3
+    assert not out.exists() and not out.with_name("out.new").exists()
+    for line in ("refused, fr: ", "refused, en: ", "--method gptq", "--keep-worst 1", "--bits 8"):
+        assert line in said
+    assert "[" in said.split("refused, fr: ")[1].split("\n")[0]
+    assert quantise("--method", "rtn")[0] == 0  # the solved layers served again
+
+
+def test_one_language_that_fails_is_enough(quantise, monkeypatch):
+    judge = session.judge
+
+    def french_suffers(*args):
+        losses = judge(*args)
+        fr = losses["fr"]
+        return losses | {"fr": replace(fr, kl=replace(fr.kl, high=10.0))}
+
+    monkeypatch.setattr(session, "judge", french_suffers)
+    code, said, out = quantise()
+    assert code == 3 and "refused, fr: mean KL" in said and "refused, en" not in said and not out.exists()
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "gguf"])
+def test_the_layers_that_harm_most_keep_8_bits(model, tmp_path, quantise, format):
+    recipe = Recipe(method="rtn", group=32, format=format)
+    task, folder, _ = solved(model, tmp_path, recipe)
+    original = reference(task)
+    found = harms(original, candidate(task, format, folder, original), calibration_windows(task), lambda d, t: None)
+    assert len(found) == 3 and min(found) > 0
+    code, said, out = quantise("--method", "rtn", "--format", format, "--keep-worst", "1")
+    assert code == 0, said
+    worst = int(np.argmax(found))
+    assert f"layers {worst} harm most" in said
+    if format == "gguf":
+        bits = {i: GGUFFile(out / "model.gguf").tensor(f"blk.{i}.ffn_up.weight").bits for i in range(3)}
+        assert bits == {i: 8 if i == worst else 4 for i in range(3)}
+        return
+    q = json.loads((out / "config.json").read_text())["quantization_config"]
+    said_so = json.dumps(q["dynamic"] if format == "gptq" else q["config_groups"]["group_1"])
+    assert f"({worst})" in said_so and "8" in said_so
+    recipe8 = replace(recipe, bits=8)
+    eight = read_back(out, f"model.layers.{worst}.mlp.up_proj", recipe8)
+    plain = random_source(MODEL, 5)(f"layers.{worst}.up").astype(np.float16).astype(np.float32)
+    assert np.abs(eight - plain).max() < 0.01 * np.abs(plain).max()
+
+
+def test_harm_is_the_kl_of_the_model_with_that_layer_alone(model, tmp_path):
+    task, folder, source = solved(model, tmp_path, Recipe(method="rtn", group=32))
+    original, cut = reference(task), calibration_windows(task)[:2]
+    found = harms(original, candidate(task, "compressed-tensors", folder, original), cut, lambda d, t: None)
+    from gramme.evals.scores import compare
+    from gramme.kernels.load import backend
+    from gramme.models.load import build
+    mixed = lambda ours: (source if ours.startswith("layers.1.") else task.opened.source)(ours)
+    one = replace(original, decoder=build(task.config, mixed, backend("eager"), "float32", 64))
+    assert found[1] == pytest.approx(compare(original, one, cut).kl.mean(), rel=1e-3)
+
+
+def files(directory):
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_wherever_a_run_is_stopped_it_goes_on_to_the_same_bytes(quantise, monkeypatch, tmp_path):
+    """Stopped at every fsync in turn: nothing is half there, and the next run ends with what an undisturbed one has."""
+    real, calls = os.fsync, {"left": 0}
+
+    def fsync(handle):
+        calls["left"] -= 1
+        if calls["left"] == 0:
+            raise Stopped
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, _, whole = quantise(out="whole")
+    count, stops = -calls["left"], 0
+    assert code == 0 and count > 12
+    for at in range(1, count + 1):
+        calls["left"] = at
+        try:
+            assert quantise()[0] == 0
+            break
+        except Stopped:
+            stops += 1
+            out = tmp_path / "out"
+            assert not out.exists() or files(out).keys() == files(whole).keys()
+    if not (tmp_path / "out").exists():
+        calls["left"] = 0
+        assert quantise()[0] == 0
+    assert stops > 5
+    card = (tmp_path / "out" / "README.md").read_text().replace("run out", "run whole")
+    assert files(tmp_path / "out") | {"README.md": card.encode()} == files(whole)
+
+
+def test_killed_at_a_random_moment_it_goes_on_to_the_same_bytes(quantise, model, tmp_path, check):
+    assert quantise(out="whole")[0] == 0
+    command = [sys.executable, "-m", "gramme", "quantize", str(model), str(tmp_path / "out"), "--tokens=512",
+               "--window=64", "--group=32", "--threads=1", "--max-kl=9", "--max-ppl-increase=9", *check]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out.partial" / "run.json").exists() and child.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.5)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "out").exists() or files(tmp_path / "out").keys() == files(tmp_path / "whole").keys()
+    if not (tmp_path / "out").exists():
+        assert quantise()[0] == 0
+    assert files(tmp_path / "out")["model.safetensors"] == files(tmp_path / "whole")["model.safetensors"]
+
+
+def test_another_run_does_not_go_on_with_this_ones_layers(quantise, tmp_path):
+    assert quantise("--max-kl", "-1")[0] == 3
+    code, said, _ = quantise("--method", "awq")
+    assert code == 2 and "unfinished run with other options" in said and said.count("\n") <= 2
+
+
+def test_layers_measures_and_saves_nothing(quantise, tmp_path):
+    code, said, _ = quantise("--layers", "2")
+    assert code == 0 and "GB free" in said and "at the peak" in said and "nothing is saved" in said
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--bits", "5"], "--bits must be 4 or 8"), (["--bits", "0"], "--bits"), (["--bits", "64"], "--bits"),
+    (["--group", "48"], "64 columns"), (["--group", "0"], "--group"), (["--group", "7"], "multiple of 8"),
+    (["--format", "awq", "--bits", "8"], "4 bits only"), (["--format", "gguf", "--group", "64"], "groups of 32"),
+    (["--format", "onnx"], "'onnx' is not written"), (["--languages", "de"], "fr, en"), (["--window", "500"], "128"),
+    (["--tokens", "5"], "--tokens"), (["--keep-worst", "4"], "from 0 to 3"), (["--layers", "0"], "from 1 to 3"),
+    (["--format", "awq", "--keep-worst", "1"], "mixes them"), (["--calibration-text", "fr:none.txt"], "No such file"),
+])
+def test_bad_wishes_are_one_line_before_any_work(quantise, tmp_path, flags, named):
+    code, said, _ = quantise(*flags)
+    assert code == 2 and named in said and said.startswith("gramme: ") and said.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_what_exists_is_not_overwritten(quantise, tmp_path):
+    (tmp_path / "out").mkdir()
+    code, said, _ = quantise()
+    assert code == 2 and "exists" in said and not list((tmp_path / "out").iterdir())
+
+
+def test_large_results_are_cut_into_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 100)
+    a = {str(i): np.full(20, i, np.uint8) for i in range(12)}
+    export._write_shards(tmp_path, a.items())
+    from gramme.formats.checkpoint import Checkpoint
+    checkpoint = Checkpoint(tmp_path)
+    assert all((checkpoint.tensor(k) == v).all() for k, v in a.items()) and len(list(tmp_path.glob("model-*"))) == 3
+
+
+@pytest.mark.parametrize("m", [
+    MODEL, replace(MODEL, family="mistral", qkv_bias=False, o_bias=False, mlp_bias=False, windows=(32,) * 3),
+    replace(MODEL, family="qwen2", o_bias=False, mlp_bias=False, rope=Rope(theta=1e6)),
+    replace(MODEL, family="qwen3", qk_norm=True, qkv_bias=False, o_bias=False, mlp_bias=False),
+    replace(MODEL, rope=Rope(kind="llama3", factor=8.0, original_positions=64, theta=500000.0)),
+    replace(MODEL, rope=Rope(kind="yarn", factor=4.0, original_positions=32, attention_factor=1.1)),
+], ids=lambda m: f"{m.family}-{m.rope.kind}")
+def test_a_config_that_is_written_is_read_back(tmp_path, m):
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(m)))
+    assert replace(read_config(tmp_path), dtype=m.dtype) == m
+
+
+def test_the_plan_of_a_7b_fits_24_gb():
+    from gramme.models.dummy import SHAPES
+    n = need(SHAPES["mistral-7b"], [Recipe()], 16384, 1e11)
+    assert 4e9 < n.memory_bytes < 10e9 and n.seconds > 600
+
+
+def test_the_reader_of_the_package_itself_sees_the_same(quantise, model, tmp_path):
+    _, _, want = solved(model, tmp_path, Recipe(group=32, format="gguf"))
+    assert quantise("--format", "gguf")[0] == 0
+    from gramme.config import EngineConfig
+    from gramme.models.open import open_model
+    back = open_model(EngineConfig(model=str(tmp_path / "out" / "model.gguf")))
+    for ours, _ in shapes(MODEL):
+        a, b = want(ours), back.source(ours)
+        for x, y in zip(*((v[:3] if isinstance(v, Grouped) else [v.astype(np.float32)]) for v in (a, b)), strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=ours)
+    assert Path(back.text.file).name == "model.gguf"
