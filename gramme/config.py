@@ -55,6 +55,15 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What a file keeps as integers, whatever --dtype says: (elements, bytes once laid out), by how steps read them."""
+
+    layers: tuple[int, int] = (0, 0)
+    embed: tuple[int, int] = (0, 0)
+    head: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What the checkpoint is: the Llama, Mistral, Qwen2 and Qwen3 family tree."""
 
@@ -78,6 +87,8 @@ class ModelConfig:
     dtype: str = "bfloat16"  # of the stored weights
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    stored: Stored = field(default_factory=Stored)
+    notes: tuple[str, ...] = ()  # how the weights are stored, and what reading them costs
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if layer < len(self.windows) else None

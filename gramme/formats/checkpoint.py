@@ -15,6 +15,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 class Checkpoint:
     """model.safetensors, its shards, or Mistral's consolidated.safetensors."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, directory: Path):
         self.directory = directory
         files = [SafetensorsFile(path) for path in self._paths()]
@@ -35,6 +37,9 @@ class Checkpoint:
         if name not in self._home:
             raise ModelError(f"{self.directory.name}: there is no tensor {name!r:.120}")
         return self._home[name].tensor(name)
+
+    def form(self, name: str, columns: int) -> None:
+        """Floats all: packed matrices are `quantised.Quantised`'s."""
 
     def file_of(self, name: str) -> str:
         """The name of the file that a tensor stands in; the directory's where there is none."""

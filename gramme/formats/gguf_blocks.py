@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gramme.formats.grouped import Grouped
+from gramme.formats.grouped import Form, Grouped
 
 Array = np.ndarray[Any, Any]
 
@@ -19,6 +19,7 @@ class BlockType(NamedTuple):
     values: int  # of one block
     nbytes: int  # of one block
     read: Callable[[Array], Array | Grouped]  # raw uint8 (N, K / values, nbytes) -> (N, K)
+    form: Form | None = None  # of what is read; None: floats
 
 
 def _plain(name: str, dtype: Any) -> BlockType:
@@ -38,7 +39,7 @@ def _nibbles(raw: Array) -> Array:
 
 def _bit(raw: Array, bits: Array) -> Array:
     """(..., n) bytes -> (..., len(bits), n): the given bits of each byte."""
-    return np.asarray(raw[..., None, :] >> bits[:, None].astype(np.uint8) & np.uint8(1))
+    return np.asarray(raw[..., None, :] >> bits[:, None].astype(np.uint8) & np.uint8(1), np.uint8)
 
 
 def _grouped(codes: Array, scales: Array, offsets: Array, bits: int) -> Grouped:
@@ -66,7 +67,8 @@ def _q4_1(raw: Array) -> Grouped:
 
 def _fives(high: Array, low: Array) -> Array:
     """32 codes of 5 bits from 4 bytes of fifth bits, in order, and 16 of nibbles."""
-    return _nibbles(low) | np.unpackbits(high, axis=-1, bitorder="little") << 4
+    codes: Array = _nibbles(low) | np.unpackbits(high, axis=-1, bitorder="little") << 4
+    return codes
 
 
 def _q5_0(raw: Array) -> Grouped:
@@ -116,9 +118,11 @@ def _q6_k(raw: Array) -> Grouped:
 
 TYPES = {
     0: _plain("F32", np.float32), 1: _plain("F16", np.float16), 30: _plain("BF16", ml_dtypes.bfloat16),
-    2: BlockType("Q4_0", 32, 18, _q4_0), 3: BlockType("Q4_1", 32, 20, _q4_1), 6: BlockType("Q5_0", 32, 22, _q5_0),
-    7: BlockType("Q5_1", 32, 24, _q5_1), 8: BlockType("Q8_0", 32, 34, _q8_0), 12: BlockType("Q4_K", 256, 144, _q4_k),
-    13: BlockType("Q5_K", 256, 176, _q5_k), 14: BlockType("Q6_K", 256, 210, _q6_k),
+    2: BlockType("Q4_0", 32, 18, _q4_0, Form(4, 32, False)), 3: BlockType("Q4_1", 32, 20, _q4_1, Form(4, 32, True)),
+    6: BlockType("Q5_0", 32, 22, _q5_0, Form(8, 32, False)), 7: BlockType("Q5_1", 32, 24, _q5_1, Form(8, 32, True)),
+    8: BlockType("Q8_0", 32, 34, _q8_0, Form(8, 32, False)), 12: BlockType("Q4_K", 256, 144, _q4_k, Form(4, 32, True)),
+    13: BlockType("Q5_K", 256, 176, _q5_k, Form(8, 32, True)),
+    14: BlockType("Q6_K", 256, 210, _q6_k, Form(8, 16, False)),
 }
 UNREAD = {
     9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",

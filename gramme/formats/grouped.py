@@ -8,6 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 
+class Form(NamedTuple):
+    """What a file says of an integer matrix before it is read."""
+
+    bits: int  # 4 or 8
+    group: int  # columns
+    offsets: bool  # whether the zero point may be another than the middle code
+
+
 class Grouped(NamedTuple):
     """A matrix (N, K): w[n, k] = scales[n, k // G] * codes[n, k] - offsets[n, k // G], with G = K / scales.shape[1].
 
@@ -57,5 +65,24 @@ def stack(parts: Sequence[Grouped]) -> Grouped:
     bits, group = max(w.bits for w in parts), min(w.group for w in parts)
     if any(w.group % group for w in parts):
         raise ValueError(f"groups of {sorted({w.group for w in parts})} have no common form")
+    parts = [_widened(w, bits) for w in parts]
     scales, offsets = ([np.repeat(w[i], w.group // group, 1) for w in parts] for i in (1, 2))
     return Grouped(np.concatenate([w.codes for w in parts]), np.concatenate(scales), np.concatenate(offsets), bits)
+
+
+def stacked_form(forms: Sequence[Form]) -> Form:
+    """The form of matrices of these forms below each other."""
+    return Form(max(f.bits for f in forms), min(f.group for f in forms), any(f.offsets for f in forms))
+
+
+def symmetric(w: Grouped) -> bool:
+    """Whether every zero point is the middle code."""
+    return bool((w.offsets == w.scales * (1 << (w.bits - 1))).all())
+
+
+def _widened(w: Grouped, bits: int) -> Grouped:
+    """The same values in codes of more bits, whose middle stays the middle where it was the zero point."""
+    shift = (1 << (bits - 1)) - (1 << (w.bits - 1))
+    if not shift or not symmetric(w):
+        return w._replace(bits=bits)
+    return Grouped(w.codes + np.uint8(shift), w.scales, w.scales * (1 << (bits - 1)), bits)

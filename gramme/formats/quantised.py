@@ -11,6 +11,7 @@ from gramme.config import ModelError
 from gramme.formats.checkpoint import Checkpoint
 from gramme.formats.fields import Fields
 from gramme.formats.files import read_json
+from gramme.formats.grouped import Form
 from gramme.formats.schemes import AWQ, GPTQ, LEAST_GROUP, Float, Int, Matrix, Packed, Parts, Scheme
 
 MAX_PATTERN_CHARS, MAX_NAME_CHARS, MAX_REPEATS = 500, 200, 4
@@ -41,7 +42,13 @@ class Quantised:
                          if part in recipe.markers}
         taken = {f"{module}.{part}" for module, s in self._schemes.items() for part in (*s.parts, "weight")}
         plain = [n for n in checkpoint.names if n not in taken and n.rpartition(".")[2] not in recipe.ignored]
+        self.notes = tuple(sorted({s.note for s in self._schemes.values()}))
         self.names = plain + [f"{module}.weight" for module in self._schemes]
+
+    def form(self, name: str, columns: int) -> Form | None:
+        """None for floats, and where there is no such tensor."""
+        scheme = self._schemes.get(name.removesuffix(".weight"))
+        return None if scheme is None else scheme.form(columns)
 
     def tensor(self, name: str) -> Matrix:
         module, _, part = name.rpartition(".")

@@ -12,7 +12,7 @@ import numpy as np
 from gramme.config import ModelError
 from gramme.formats import packed
 from gramme.formats.checkpoint import Checkpoint
-from gramme.formats.grouped import Grouped, Reordered
+from gramme.formats.grouped import Form, Grouped, Reordered
 
 Array = np.ndarray[Any, Any]
 Matrix = Array | Grouped | Reordered
@@ -26,8 +26,10 @@ class Scheme(Protocol):
 
     marker: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
+    note: ClassVar[str]  # what reading it costs
 
     def read(self, m: "Parts") -> Matrix: ...
+    def form(self, columns: int) -> Form | None: ...  # None: floats
 
 
 class Parts:
@@ -83,6 +85,8 @@ class GPTQ:
     zero_shift: int  # what is missing from the zero points: 1 in version 1
     marker: ClassVar[str] = "qweight"
     parts: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
+    note: ClassVar[str] = ("GPTQ is read without loss; where q, k and v, or gate and up, are in different "
+                           "act-orders, or kernels keep columns in place, they are rounded to 8 bits in groups of 32")
 
     def read(self, m: Parts) -> Matrix:
         qweight = m.need("qweight", INT32, (None, None))
@@ -100,12 +104,16 @@ class GPTQ:
         except ValueError as error:
             raise m.error("g_idx", str(error)) from None
 
+    def form(self, columns: int) -> Form:
+        return _form(self.bits, self.group, self.symmetric, columns)
+
 
 @dataclass(frozen=True)
 class AWQ:
     group: int
     marker: ClassVar[str] = "qweight"
     parts: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
+    note: ClassVar[str] = "AWQ is read without loss"
 
     def read(self, m: Parts) -> Matrix:
         qweight = m.need("qweight", INT32, (None, None))
@@ -113,6 +121,9 @@ class AWQ:
         groups = m.groups("qweight", columns, self.group)
         zeros = m.need("qzeros", INT32, (groups, words))
         return packed.awq(qweight, zeros, m.need("scales", FLOATS, (groups, words * 8)))
+
+    def form(self, columns: int) -> Form:
+        return _form(4, self.group, False, columns)
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class Packed:
     marker: ClassVar[str] = "weight_packed"
     parts: ClassVar[tuple[str, ...]] = (
         "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+    note: ClassVar[str] = "compressed-tensors pack-quantized is read without loss"
 
     def read(self, m: Parts) -> Matrix:
         words = m.need("weight_packed", INT32, (None, None))
@@ -152,6 +164,9 @@ class Packed:
             raise m.error("weight_zero_point", f"has {len(a)} rows of words, not {short}")
         return np.ascontiguousarray(packed.codes_of(a.T, self.bits)[:, :rows].T)
 
+    def form(self, columns: int) -> Form:
+        return _form(self.bits, self.group, self.symmetric, columns)
+
 
 @dataclass(frozen=True)
 class Int:
@@ -162,6 +177,8 @@ class Int:
     symmetric: bool
     marker: ClassVar[str] = "weight_scale"
     parts: ClassVar[tuple[str, ...]] = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
+    note: ClassVar[str] = ("int-quantized weights are read without loss; their activations are rounded in "
+                           "groups of 32 or 128 columns, not by token")
 
     def read(self, m: Parts) -> Matrix:
         weight = m.need("weight", INT8, (None, None))
@@ -173,6 +190,9 @@ class Int:
             zeros = _unsigned(m, "weight_zero_point", m.need("weight_zero_point", INT8, *shapes), self.bits)
         return packed.compressed(_unsigned(m, "weight", weight, self.bits), scales, zeros, self.bits)
 
+    def form(self, columns: int) -> Form:
+        return _form(self.bits, self.group, self.symmetric, columns)
+
 
 @dataclass(frozen=True)
 class Float:
@@ -181,6 +201,7 @@ class Float:
     block: tuple[int, int] | None  # rows and columns that share a scale; None: a row, or all
     marker: ClassVar[str] = "weight_scale"
     parts: ClassVar[tuple[str, ...]] = ("weight_scale", "input_scale")
+    note: ClassVar[str] = "float8 weights are widened to the dtype of the others"
 
     def read(self, m: Parts) -> Matrix:
         weight = m.need("weight", FP8, (None, None))
@@ -192,6 +213,13 @@ class Float:
             scale = m.need("weight_scale", FLOATS, (-(-rows // high), -(-columns // wide))).astype(np.float32)
             scale = np.repeat(np.repeat(scale, high, 0)[:rows], wide, 1)[:, :columns]
         return weight.astype(np.float32) * scale
+
+    def form(self, columns: int) -> None:
+        return None
+
+
+def _form(bits: int, group: int, symmetric: bool, columns: int) -> Form:
+    return Form(bits, columns if group == -1 else group, not symmetric)
 
 
 def _unsigned(m: Parts, part: str, a: Array, bits: int) -> Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gramme.config import INTEGER_BITS, INTEGER_GROUP, ModelConfig, ModelError, matrix_bytes
-from gramme.formats.grouped import Grouped, Reordered, dense, stack
+from gramme.formats.grouped import Grouped, Reordered, dense, stack, symmetric
 from gramme.kernels.load import Backend
 from gramme.kernels.ops import Permuted
 from gramme.kernels.reference import storage_dtype
@@ -118,8 +118,7 @@ def _weight(parts: Sequence[Matrix], bias: np.ndarray | None, backend: Backend, 
     act = _act(whole.group, outliers) if whole.bits in backend.integer_acts else "float"
     if order is not None:
         act = Permuted(act, backend.device.put(order))
-    symmetric = bool((whole.offsets == whole.scales * (1 << (whole.bits - 1))).all())
-    nbytes = matrix_bytes(*whole.shape, f"int{whole.bits}", whole.group, not symmetric)
+    nbytes = matrix_bytes(*whole.shape, f"int{whole.bits}", whole.group, not symmetric(whole))
     return Integers(backend.ops, backend.pack(whole), whole.shape, nbytes, act, bias)
 
 

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from gramme.config import ModelConfig, ModelError
-from gramme.formats.grouped import Grouped, Reordered, rows
+from gramme.config import ModelConfig, ModelError, Stored, matrix_bytes
+from gramme.formats.grouped import Form, Grouped, Reordered, rows, stacked_form
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,12 @@ SKIPPED = re.compile(r".*\.rotary_emb\.inv_freq|rope_freqs\.weight")  # computed
 class Tensors(Protocol):
     """What a file gives: names, and a tensor for each."""
 
+    notes: tuple[str, ...]  # how they are stored, and what reading them costs
+
     @property
     def names(self) -> list[str]: ...
     def tensor(self, name: str) -> np.ndarray | Grouped | Reordered: ...
+    def form(self, name: str, columns: int) -> Form | None: ...  # None: floats, or no such tensor
 
 
 def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
@@ -67,6 +70,24 @@ def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[
             raise ModelError(f"the config has no place for {', '.join(left[:3])}{more}")
 
     return source, check
+
+
+def stored(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> Stored:
+    """What the loader keeps as integers: where all matrices that are multiplied as one are."""
+    def size(prefix: str, *parts: str) -> tuple[int, int]:
+        shapes = [wanted[prefix + part] for part in parts if prefix + part in wanted]
+        columns = shapes[0][1] if shapes else 0
+        forms = [tensors.form(their_name(prefix + part, layout), columns) for part in parts]
+        known = [f for f in forms if f is not None]
+        if not shapes or len(known) < len(forms):
+            return 0, 0
+        form, rows = stacked_form(known), sum(shape[0] for shape in shapes)
+        return rows * columns, matrix_bytes(rows, columns, f"int{form.bits}", form.group, form.offsets)
+
+    multiplied = "qkv", "o", ("gate", "up"), ("down",)
+    layers = [size(f"layers.{i}.", *parts) for i in range(m.layers) for parts in multiplied]
+    return Stored(layers=(sum(n for n, _ in layers), sum(b for _, b in layers)), embed=size("", "embed"),
+                  head=size("", "head"))
 
 
 def uninterleave(a: np.ndarray | Grouped, heads: int) -> np.ndarray | Grouped:

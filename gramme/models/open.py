@@ -12,7 +12,7 @@ from gramme.models.config import read_config, read_generation
 from gramme.models.dummy import dummy
 from gramme.models.gguf import gguf_config, gguf_generation, gguf_layout
 from gramme.models.load import Matrix, Source, random_source, shapes
-from gramme.models.names import HF, MISTRAL, source_of
+from gramme.models.names import HF, MISTRAL, Layout, Tensors, source_of, stored
 from gramme.text.source import Metadata, TextSource
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
@@ -47,18 +47,24 @@ def _open(engine: EngineConfig) -> Opened:
 def _open_directory(path: Path, engine: EngineConfig) -> Opened:
     m, checkpoint = read_config(path), open_checkpoint(path)
     layout = MISTRAL if "tok_embeddings.weight" in checkpoint.names else HF
-    source, check_all_used = source_of(checkpoint, layout, m, dict(shapes(m)))
     defaults = read_generation(path, engine.generation_config)
-    return Opened(engine.model or "gramme-nano", m, defaults, source, path, check_all_used)
+    return _opened(engine.model or "gramme-nano", m, defaults, checkpoint, layout, path)
 
 
 def _open_gguf(path: Path, engine: EngineConfig) -> Opened:
     file = GGUFFile(path)
     m = gguf_config(file)
-    source, check_all_used = source_of(file, gguf_layout(file), m, dict(shapes(m)))
     own = engine.generation_config == "auto"
     defaults = gguf_generation(file) if own else read_generation(path.parent, engine.generation_config)
-    return Opened(engine.model, m, defaults, source, Metadata(path.name, file.metadata), check_all_used)
+    return _opened(engine.model, m, defaults, file, gguf_layout(file), Metadata(path.name, file.metadata))
+
+
+def _opened(name: str, m: ModelConfig, defaults: GenerationDefaults, tensors: Tensors, layout: Layout,
+            text: TextSource) -> Opened:
+    wanted = dict(shapes(m))
+    source, check_all_used = source_of(tensors, layout, m, wanted)
+    m = replace(m, stored=stored(tensors, layout, m, wanted), notes=tensors.notes)
+    return Opened(name, m, defaults, source, text, check_all_used)
 
 
 def watched(opened: Opened, progress: Callable[[int, int], None]) -> Opened:

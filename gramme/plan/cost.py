@@ -50,11 +50,20 @@ class Work:
 
 
 def weights(m: ModelConfig, dtype: str) -> Weights:
-    """With every matrix stored as `dtype`."""
+    """With every matrix stored as `dtype` that the file does not keep as integers."""
     table = matrix_bytes(m.vocab_size, m.width, dtype)
     head = 0 if m.tied_embeddings else table
     layers = sum(matrix_bytes(rows, columns, dtype) * n for rows, columns, n in m.matrices()[1:])
-    return Weights(layers, table, head, m.weight_bytes(dtype) - table - head - layers)
+    vectors, elements = m.weight_bytes(dtype) - table - head - layers, m.vocab_size * m.width
+    return Weights(_with_integers(layers, layer_elements(m), m.stored.layers),
+                   _with_integers(table, elements, m.stored.embed),
+                   _with_integers(head, elements, m.stored.head), vectors)
+
+
+def _with_integers(nbytes: int, elements: int, stored: tuple[int, int]) -> int:
+    """Bytes where so many of the elements are stored in so many bytes."""
+    count, integer_bytes = stored
+    return nbytes - nbytes * count // elements + integer_bytes
 
 
 def layer_elements(m: ModelConfig) -> int:

@@ -69,9 +69,10 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
         threads=threads, seed=engine.seed, logit_rows=memory.logit_rows(model, w.total),
         graph_bytes=memory.graph_bytes(w.total), ledger=ledger(pages, chunk),
         notes=(
-            f"{backend} kernels, weights as {dtype}: {gb(w.total)}",
+            f"{backend} kernels, weights as {_forms(model, dtype)}: {gb(w.total)}",
             f"KV as {kv_dtype}: {pages - 1} pages of {size} tokens, {gb((pages - 1) * page_bytes)}",
             f"a step of at most {chunk} tokens and {rows} rows: {gb(_step_bytes(ledger(0, chunk)))}",
+            *model.notes,
         ),
     )
 
@@ -133,6 +134,10 @@ def _largest(most: int, good: Callable[[int], bool]) -> int:
 
 def _backend(engine: EngineConfig, hardware: Hardware) -> str:
     return hardware.backends[0] if engine.backend == "auto" else engine.backend
+
+
+def _forms(model: ModelConfig, dtype: str) -> str:
+    return f"the file's integers and {dtype}" if model.stored.layers[0] else dtype
 
 
 def _step_bytes(ledger: Ledger) -> int:

@@ -1,5 +1,6 @@
 """A GGUF file is the model that its safetensors directory is: same config, same tensors, same answers."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ from ggufs import gguf
 from gramme import LLM, SamplingParams
 from gramme.cli.main import run
 from gramme.config import EngineConfig, ModelError, Rope
+from gramme.formats import gguf_blocks
 from gramme.formats.grouped import dense
 from gramme.formats.safetensors import write_safetensors
+from gramme.kernels.load import backend
 from gramme.models.config import read_config
-from gramme.models.load import shapes
+from gramme.models.load import build, shapes
 from gramme.models.names import GGUF, HF
 from gramme.models.open import open_model
 from gramme.models.rope import rope_table
+from gramme.plan import cost
 
 WIDTH, LAYERS, HEADS, KV, FF = 64, 2, 4, 2, 96
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"abcdefgh"]
@@ -207,3 +211,28 @@ def test_tensors_that_are_missing_extra_or_of_another_shape(tmp_path, capsys):
     assert run(["run", str(tmp_path / "x.gguf"), "-p", "a"]) == 2
     assert capsys.readouterr().err == ("gramme: x.gguf is a pickle, which can run code when read; convert it to "
                                        "safetensors\n")
+
+
+@pytest.mark.parametrize("kinds", ["Q8_0", "Q4_0 Q6_K", "Q4_K", "Q5_1 F16", "Q4_0 F32"])
+def test_planned_bytes_are_counted_bytes(tmp_path, kinds):
+    """Also where matrices that are multiplied as one are of two types, or one of them is of floats."""
+    numbers = {t.name: (n, t) for n, t in gguf_blocks.TYPES.items()}
+    m = open_model(EngineConfig(model=tiny(tmp_path))).config
+    wide = replace(m, width=256, heads=16, kv_heads=8, ff_width=512)
+    tensors, rng = {}, np.random.default_rng(0)
+    for i, (name, shape) in enumerate(shapes(wide)):
+        kind = kinds.split()[i % len(kinds.split())]
+        number, t = numbers["F32" if len(shape) == 1 else kind]
+        raw = rng.integers(0, 40, np.prod(shape) // t.values * t.nbytes, np.uint8).tobytes()
+        tensors[theirs(name, GGUF)] = (number, shape, raw)
+    path = tmp_path / "wide.gguf"
+    path.write_bytes(gguf(keys("llama", **{
+        "llama.embedding_length": 256, "llama.attention.head_count": 16, "llama.attention.head_count_kv": 8,
+        "llama.feed_forward_length": 512}), tensors))
+    opened = open_model(EngineConfig(model=str(path)))
+    decoder = build(opened.config, opened.source, backend("reference"), "float32", 64)
+    weights = [decoder.embed, decoder.head, *(getattr(layer, n) for layer in decoder.layers
+                                              for n in ("qkv", "o", "gate_up", "down"))]
+    counted = sum(w.nbytes for w in weights) + decoder.norm.nbytes
+    counted += sum(layer.attn_norm.nbytes + layer.mlp_norm.nbytes for layer in decoder.layers)
+    assert cost.weights(opened.config, "float32").total == counted

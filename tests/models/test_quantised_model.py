@@ -12,7 +12,7 @@ from gramme.kernels.load import backend
 from gramme.kernels.ops import Permuted
 from gramme.models.config import read_config
 from gramme.models.load import _weight, build, shapes
-from gramme.models.names import HF, _their_name
+from gramme.models.names import HF, their_name
 from gramme.models.open import open_model
 from gramme.quant.weights import Dense, Integers
 
@@ -74,7 +74,7 @@ def act_order_model(directory, **more):
     write_safetensors(directory / "model.safetensors", {})
     orders = {}
     for name, shape in shapes(read_config(directory)):
-        theirs = _their_name(name, HF)
+        theirs = their_name(name, HF)
         if len(shape) == 1 or name in ("embed", "head"):
             tensors[theirs] = values[name] = rng.standard_normal(shape).astype(np.float32) * 0.2 + (len(shape) == 1)
             continue
