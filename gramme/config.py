@@ -150,8 +150,8 @@ class EngineConfig:
     backend: str = option("auto", "which kernels run the model", ("auto", "reference", "cpu", "eager", "cuda"))
     dtype: str = option("auto", "storage of unquantised weights; integers: rounded to the nearest",
                         ("auto", "float32", "bfloat16", "float16", "int8", "int4"))
-    kv_cache_dtype: str = option("auto", "storage of keys and values", 
-                                 ("auto", "float32", "bfloat16", "float16", "int8"))
+    kv_cache_dtype: str = option("auto", "storage of keys and values",
+                                 ("auto", "float32", "bfloat16", "float16", "int8", "float8_e4m3fn"))
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens")
     max_num_seqs: int = option(64, "sequences in one step")
     max_num_batched_tokens: int | None = option(None, "tokens in one step: longer prompts run in chunks")
@@ -161,6 +161,9 @@ class EngineConfig:
     prefix_caching: bool = option(True, "reuse the keys and values of equal prefixes")
     run_ahead: bool | None = option(None, "plan a step while the last one runs; default: where steps are asynchronous")
     threads: int | None = option(None, "CPU threads; default: the cores that this process may use")
+    deterministic: bool = option(False, "on a GPU too the same bits for a request in any batch, at some cost in speed")
+    accumulate: str = option("float32", "sums in products of many tokens on a GPU: float16 is faster on GeForce cards",
+                             ("float32", "float16"))
     seed: int = option(0, "from which requests that bring no seed get theirs, each its own")
     chat_template: str | None = option(None, "file with a Jinja chat template, in place of the model's own")
     generation_config: str = option("auto", "sampling defaults: auto (the model's), none, or a path")
@@ -183,7 +186,8 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self)) - self.budget
+        total: int = sum(getattr(self, f.name) for f in fields(self)) - self.budget
+        return total
 
     @property
     def left(self) -> int:
@@ -209,4 +213,6 @@ class Plan:
     logit_rows: int  # rows of logits held at once
     graph_bytes: int  # that the buffers of captured steps may take
     ledger: Ledger
+    deterministic: bool = False
+    half: bool = False  # float16 sums in products of many tokens
     notes: tuple[str, ...] = ()  # one sentence for each choice, with its number

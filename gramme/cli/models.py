@@ -7,7 +7,7 @@ from gramme.cli.flags import settle
 from gramme.cli.options import OutputOptions
 from gramme.config import EngineConfig
 from gramme.formats import store
-from gramme.kernels.cpu.library import available
+from gramme.kernels.present import available
 from gramme.models.open import open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan

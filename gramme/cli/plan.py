@@ -13,7 +13,7 @@ from gramme.cli.flags import settle
 from gramme.cli.options import PlanOptions
 from gramme.config import ConfigError, EngineConfig, ModelConfig
 from gramme.formats.store import config_directory
-from gramme.kernels.cpu.library import available
+from gramme.kernels.present import available
 from gramme.models.config import read_config
 from gramme.models.dummy import dummy
 from gramme.plan import calibration

@@ -1,11 +1,15 @@
 """Which kernels run: names a backend, imports it when asked, and says why one cannot be had."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 from gramme.config import ConfigError
 from gramme.formats.grouped import Grouped
 from gramme.kernels.ops import Array, Device, Ops
 from gramme.kernels.reference import REFERENCE, NumpyDevice
+from gramme.plan.gpus import gpu
+from gramme.plan.hardware import Hardware, card
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,18 @@ class Backend:
     permutes: bool = False  # whether activations may be asked for in another order of columns
     asynchronous: bool = False  # whether a step returns before its results are there
     pads: bool = False  # whether captured steps are padded, since capturing takes long
+
+
+def machine(name: str, host: Hardware) -> Hardware:
+    """The machine as that backend sees it: a GPU with its own memory in place of the host's. Raises ConfigError."""
+    if name != "cuda":
+        return host
+    module, device = _cuda()
+    free, total = device.memory()
+    with suppress(ConfigError):
+        return replace(card(gpu(module.device_name())), cores=host.cores, free_bytes=free, total_bytes=total)
+    return replace(host, kind="gpu", name=module.device_name(), free_bytes=free, total_bytes=total, rates={},
+                   processors=module.processors(device.name), source="assumed")
 
 
 def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool = False) -> Backend:
@@ -43,12 +59,16 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
         device = TorchDevice("cpu")
         return Backend(name, EAGER, device, pack=device.pack, permutes=True)
     if name == "cuda":
-        try:
-            from gramme.kernels.cuda.backend import CudaDevice, Kernels, Settings, device_name
-        except ImportError as error:
-            raise ConfigError(f"backend 'cuda' needs PyTorch and Triton, which cannot be imported: {error}") from None
-        device = CudaDevice(device_name())
-        kernels = Kernels(device.name, Settings(deterministic, half))
+        module, device = _cuda()
+        kernels = module.Kernels(device.name, module.Settings(deterministic, half))
         return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, asynchronous=True,
                        pads=True)
     raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")
+
+
+def _cuda() -> tuple[ModuleType, Device]:
+    try:
+        from gramme.kernels.cuda import backend as module
+    except ImportError as error:
+        raise ConfigError(f"backend 'cuda' needs PyTorch and Triton, which cannot be imported: {error}") from None
+    return module, module.CudaDevice(module.where())

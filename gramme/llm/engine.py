@@ -13,8 +13,8 @@ from gramme.core.pages import PagePool
 from gramme.core.scheduler import Event, Scheduler
 from gramme.core.sequence import Sequence
 from gramme.grammar.compiler import Compiled, Grammars
-from gramme.kernels.cpu.library import available
-from gramme.kernels.load import backend
+from gramme.kernels.load import backend, machine
+from gramme.kernels.present import available
 from gramme.llm.vocabulary import vocabulary
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model
@@ -70,8 +70,10 @@ class Engine:
     def load(cls, config: EngineConfig, opened: Opened | None = None) -> "Engine":
         """Plan, then load. Raises ModelError or ConfigError with one line that says what is wrong."""
         opened = opened or open_model(config)
-        decided = plan(opened.config, config, replace(this_machine(), backends=available()))
-        kernels = backend(decided.backend, decided.threads)
+        host = replace(this_machine(), backends=available())
+        name = host.backends[0] if config.backend == "auto" else config.backend
+        decided = plan(opened.config, config, machine(name, host))
+        kernels = backend(decided.backend, decided.threads, decided.deterministic, decided.half)
         decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len)
         opened.check_all_used()
         grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))

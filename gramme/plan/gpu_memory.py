@@ -14,6 +14,7 @@ WAVES = 2  # programs for each multiprocessor that a split grid aims at
 MOST_WAVES = 4  # the most that is tried
 SCRATCH_VALUES = MOST_WAVES * 64 * 256  # float32 values for each multiprocessor: the parts that are yet to be merged
 LOCKS = 8  # for each multiprocessor
+SIZES = tuple(1 << i for i in range(9))  # tokens of captured steps, 1 to 256: longer ones are prefill chunks
 ALLOCATION = 512  # bytes: torch's allocator hands out multiples
 
 
@@ -80,10 +81,22 @@ def activation_bytes(m: ModelConfig, tokens: int, itemsize: int, dense: bool) ->
     While a sublayer runs, its caller holds input, norm and residual; attention holds the projection, the rotated
     queries and its answer.
     """
-    size = lambda width: -(-tokens * width * itemsize // ALLOCATION) * ALLOCATION
+    def size(width: int) -> int:
+        return -(-tokens * width * itemsize // ALLOCATION) * ALLOCATION
+
     q = m.heads * m.head_dim
     qkv = q + 2 * m.kv_heads * m.head_dim
     attention = size(qkv) + size(q) + max(size(q), size(m.width))
     feed_forward = max(size(m.ff_width) + (size(2 * m.ff_width) if dense else 0), size(m.ff_width) + size(m.width))
     norm = 2 * size(m.width)
     return 3 * size(m.width) + max(attention, feed_forward, norm)
+
+
+def graph_bytes(m: ModelConfig, itemsize: int, pages: int) -> int:
+    """Of all captured steps: one memory for the arrays inside them, and each size's own inputs and hidden states.
+
+    `pages` is the width of a page table.
+    """
+    tokens = 2 * sum(SIZES)  # for rows of one token and for rows of any kind
+    inputs = tokens * 4 * (pages + 5)
+    return activation_bytes(m, SIZES[-1], itemsize, True) + tokens * 2 * m.width * itemsize + inputs

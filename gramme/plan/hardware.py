@@ -29,6 +29,7 @@ class Hardware:
     kind: Literal["cpu", "gpu"] = "cpu"
     name: str = "this machine"
     total_bytes: int = 0
+    processors: int = 0  # multiprocessors of a GPU
     rates: Mapping[str, float] = field(default_factory=dict)
     source: str = "assumed"  # of the rates: "measured DATE", "data sheet", "assumed"
 
@@ -52,7 +53,7 @@ def card(gpu: GPU) -> Hardware:
     """A graphics card that may be anywhere, with all of its memory free."""
     rates = {str(c): gpu.rate(c) for c in get_args(Ceiling)}
     return Hardware(cores=_cores(), free_bytes=gpu.vram_bytes, kind="gpu", name=gpu.name, total_bytes=gpu.vram_bytes,
-                    backends=("cuda",), rates=rates, source="data sheet")
+                    backends=("cuda",), rates=rates, source="data sheet", processors=gpu.multiprocessors)
 
 
 def assumed(cores: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ Lines for weights, keys and values are exact (tests/laws/test_memory.py); those 
 rows can need in the backend at hand, so that no mix of requests needs more.
 """
 from gramme.config import INTEGER_BITS, Ledger, ModelConfig, matrix_bytes
+from gramme.plan import gpu_memory
 from gramme.plan.cost import Weights
 
 MOST_LOGIT_ROWS = 256
@@ -25,15 +26,18 @@ def logit_rows(m: ModelConfig, weight_bytes: int) -> int:
 
 
 def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: str, pages: int, page_size: int,
-           rows: int, chunk: int, length: int, threads: int, budget: int) -> Ledger:
+           rows: int, chunk: int, length: int, threads: int, processors: int, budget: int) -> Ledger:
     gpu = backend == "cuda"
+    graphs = graph_bytes(w.total) if backend == "cpu" else 0
+    if gpu:
+        graphs = gpu_memory.graph_bytes(m, _itemsize(dtype), -(-length // page_size))
     return Ledger(
         weights=w.total, kv=pages * page_size * m.kv_token_bytes(kv_dtype), tables=4 * length * m.head_dim,
         activations=activation_bytes(m, backend, dtype, chunk),
-        attention=attention_bytes(m, backend, chunk, length, threads),
+        attention=gpu_memory.scratch_bytes(processors) if gpu else attention_bytes(m, backend, chunk, length, threads),
         logits=logit_rows(m, w.total) * m.vocab_size * LOGIT_BYTES,
         records=0 if gpu else pages * page_size * TOKEN_RECORD_BYTES + rows * SEQUENCE_RECORD_BYTES,
-        graphs=graph_bytes(w.total) if backend in ("cpu", "cuda") else 0, driver=DRIVER_BYTES if gpu else 0,
+        graphs=graphs, driver=DRIVER_BYTES if gpu else 0,
         budget=budget,
     )
 
@@ -50,12 +54,12 @@ def captured_bytes(m: ModelConfig, tokens: int, outputs: int) -> int:
 
 def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> int:
     """Arrays that live at once while a layer runs `tokens` tokens."""
+    if backend == "cuda":
+        return gpu_memory.activation_bytes(m, tokens, _itemsize(dtype), dense=True)
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
     attention = 4 * m.width + 3 * (q + 2 * kv) + 2 * q  # floats a token: stream, norm, q, k, v before and after rope
-    mlp = 3 * m.width + (1 if backend in ("cpu", "cuda") else 6) * m.ff_width
+    mlp = 3 * m.width + (1 if backend == "cpu" else 6) * m.ff_width
     floats = max(attention, mlp)
-    if backend == "cuda":
-        return 4 * tokens * floats
     if backend == "cpu":
         return int(ARENA_SLACK * 4 * tokens * floats)
     if dtype in INTEGER_BITS:  # exact products, group by group, in float64
@@ -66,7 +70,7 @@ def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> i
 
 def attention_bytes(m: ModelConfig, backend: str, tokens: int, length: int, threads: int) -> int:
     """Scores of the longest row, where the backend keeps them, and keys and values taken out of their pages."""
-    if backend in ("cpu", "cuda"):  # streamed; partial sums of the spans of a context
+    if backend == "cpu":  # streamed; partial sums of the spans of a context
         heads = min(tokens * m.heads, SPAN_HEADS * max(threads, 4))
         return 4 * heads * (m.head_dim + 2) * -(-length // SPAN_TOKENS) + threads * SCRATCH_BYTES
     gathered = 6 * 4 * length * m.kv_heads * m.head_dim
@@ -77,6 +81,11 @@ def loading_bytes(m: ModelConfig) -> int:
     """The largest matrix as it is read, put together and laid out; keys and values are not there yet."""
     largest = max(rows * columns for rows, columns, _ in m.matrices())
     return 10 * largest
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of an activation on a GPU."""
+    return 4 if dtype == "float32" else 2
 
 
 def _unpacked_bytes(m: ModelConfig, backend: str) -> int:

@@ -45,6 +45,8 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
     backend = _backend(engine, hardware)
     dtype = FORMS[backend][0] if engine.dtype == "auto" else engine.dtype
     kv_dtype = FORMS[backend][1] if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    if backend == "cpu" and kv_dtype == "float8_e4m3fn":
+        raise ConfigError("--kv-cache-dtype float8_e4m3fn is for GPUs; on a CPU int8 takes as many bytes")
     length, size, rows = _model_len(model, engine), _page_size(engine), engine.max_num_seqs
     if rows < 1:
         raise ConfigError(f"--max-num-seqs must be at least 1, not {rows}")
@@ -53,7 +55,8 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
 
     def ledger(pages: int, chunk: int) -> Ledger:
         return memory.ledger(model, w, backend=backend, dtype=dtype, kv_dtype=kv_dtype, pages=pages, page_size=size,
-                             rows=rows, chunk=chunk, length=length, threads=threads, budget=budget)
+                             rows=rows, chunk=chunk, length=length, threads=threads, processors=hardware.processors,
+                             budget=budget)
 
     chunk = _chunk(engine, lambda tokens: ledger(0, tokens), length)
     page_bytes = ledger(1, chunk).total - ledger(0, chunk).total
@@ -65,9 +68,11 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
     pages = 1 + max(wanted, least)
     return Plan(
         backend=backend, dtype=dtype, kv_dtype=kv_dtype, page_size=size, pages=pages, max_model_len=length,
-        max_rows=rows, max_batch_tokens=chunk, prefix_caching=engine.prefix_caching, run_ahead=bool(engine.run_ahead),
+        max_rows=rows, max_batch_tokens=chunk, prefix_caching=engine.prefix_caching,
+        run_ahead=backend == "cuda" if engine.run_ahead is None else engine.run_ahead,
         threads=threads, seed=engine.seed, logit_rows=memory.logit_rows(model, w.total),
-        graph_bytes=memory.graph_bytes(w.total), ledger=ledger(pages, chunk),
+        graph_bytes=memory.graph_bytes(w.total), ledger=ledger(pages, chunk), deterministic=engine.deterministic,
+        half=engine.accumulate == "float16",
         notes=(
             f"{backend} kernels, weights as {_forms(model, dtype)}: {gb(w.total)}",
             f"KV as {kv_dtype}: {pages - 1} pages of {size} tokens, {gb((pages - 1) * page_bytes)}",

@@ -10,10 +10,9 @@ import numpy as np
 
 from gramme.kernels.ops import KV, Array, Device, Step
 from gramme.models.decoder import Decoder
+from gramme.plan.gpu_memory import SIZES
 from gramme.runtime.graphs import Result
 from gramme.runtime.inputs import HostStep
-
-SIZES = tuple(2**i for i in range(9))  # tokens, 1 to 256: longer steps are prefill chunks, whose time is the work's
 
 
 class Padded:

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from gramme.config import EngineConfig
-from gramme.kernels.cpu.library import available
 from gramme.kernels.load import backend
+from gramme.kernels.present import available
 from gramme.models.dummy import SHAPES
 from gramme.models.load import build, random_source
 from gramme.plan.hardware import Hardware

@@ -9,10 +9,10 @@ from gramme.config import EngineConfig, GenerationDefaults
 from gramme.kernels.ops import KV
 from gramme.llm.engine import Engine
 from gramme.models.load import build, random_source
+from gramme.plan.gpu_memory import SIZES
 from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan
 from gramme.request import Request, SamplingParams
-from gramme.runtime.padded import SIZES
 from gramme.runtime.runner import Runner
 
 

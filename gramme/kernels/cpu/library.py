@@ -42,12 +42,6 @@ class Call(ctypes.Structure):
     _fields_ = [("op", ctypes.c_int64), ("args", ctypes.POINTER(Args))]
 
 
-def available() -> tuple[str, ...]:
-    """The backends that can run on this machine's processor, the best first. Asks the file system only."""
-    compiled = LIBRARY.exists() and os.environ.get("GRAMME_CPU_LEVEL") != "off"
-    return ("cpu", "reference") if compiled else ("reference",)
-
-
 @cache
 def library() -> ctypes.CDLL:
     """Raises ConfigError, saying what to do, when the kernels were not compiled."""

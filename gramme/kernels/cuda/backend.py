@@ -47,12 +47,11 @@ class Kernels:
     def __init__(self, device: str, settings: Settings):
         cuda = device == "cuda"
         self.device, self.settings = device, settings
-        self.processors = torch.cuda.get_device_properties(0).multi_processor_count if cuda else INTERPRETED_PROCESSORS
+        self.processors = processors(device)
         self.scratch = torch.empty(self.processors * SCRATCH_VALUES, device=device)
         self.locks = torch.zeros(self.processors * LOCKS, dtype=torch.int32, device=device)
-        name = torch.cuda.get_device_name() if cuda else "interpreter"
         versions = f"{torch.__version__} {triton.__version__} {settings}"
-        self.choices = Choices(path_of(name, versions), self._time if cuda else None)
+        self.choices = Choices(path_of(device_name(), versions), self._time if cuda else None)
 
     def ops(self) -> Ops:
         return replace(
@@ -179,8 +178,17 @@ class CudaDevice(eager.TorchDevice):
         return torch.cuda.mem_get_info() if self.name == "cuda" else super().memory()
 
 
+def processors(device: str) -> int:
+    return torch.cuda.get_device_properties(0).multi_processor_count if device == "cuda" else INTERPRETED_PROCESSORS
+
+
 def device_name() -> str:
-    """Raises ConfigError where there is neither a GPU nor the interpreter."""
+    """As the driver says it."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter"
+
+
+def where() -> str:
+    """The torch device on which kernels run. Raises ConfigError where there is neither a GPU nor the interpreter."""
     if not torch.cuda.is_available() and not INTERPRETED:
         raise ConfigError("backend 'cuda' needs an NVIDIA GPU that PyTorch can use; it sees none")
     return "cpu" if INTERPRETED else "cuda"
