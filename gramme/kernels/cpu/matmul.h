@@ -14,7 +14,7 @@
 #define STRIP 2          // blocks of 16 rows in a strip
 #define TOKENS 256       // tokens that a strip is multiplied by at a time: y of 32 kB
 #define COLUMNS 1024     // columns that are unpacked at a time: 32 kB of codes
-#define UNPACK_TOKENS 8  // from so many tokens on nibbles are unpacked once for all of them
+#define UNPACK_TOKENS 24 // from so many tokens on nibbles are unpacked once for all of them
 
 struct Matrix {
     const void *data;
@@ -43,14 +43,15 @@ static void unpack(const uint8_t *q, int64_t columns, uint8_t *out) {
 enum Codes { PACKED, SMALL, BYTES };
 
 // y (TT rows of STRIP * 16, from column `at`) += RB blocks times TT tokens over `groups` groups of `group` columns.
-template <int CODES, int RB, int TT, bool ZEROS>
+template <int CODES, int RB, int TT, bool ZEROS, int GROUP>
 static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scales, const uint16_t *const *zeros,
-                            int64_t ratio, const Acts &x, int64_t token, int64_t first, int64_t groups, float *y) {
+                            int64_t ratio, const Acts &x, int64_t token, int64_t first, int64_t groups, float *y,
+                            int64_t ahead) {
     vf acc[RB][TT][NV];
     for (int r = 0; r < RB; r++)
         for (int t = 0; t < TT; t++)
             for (int v = 0; v < NV; v++) acc[r][t][v] = vf_load(y + t * STRIP * 16 + r * 16 + v * VL);
-    const int64_t stride = x.columns / x.group;
+    const int64_t stride = x.columns / GROUP;
     const vf middle = vf_set1(CODES == BYTES ? 128.0f - BYTE_BASE : 8.0f);
     const uint8_t *q[RB];
     for (int r = 0; r < RB; r++) q[r] = w[r];
@@ -59,8 +60,9 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
         for (int r = 0; r < RB; r++)
             for (int t = 0; t < TT; t++)
                 for (int v = 0; v < NV; v++) sum[r][t][v] = vi_zero();
-        const int8_t *a = x.values + token * x.columns + g * x.group;
-        for (int64_t part = 0; part < x.group; part += 32, a += 32) {
+        const int8_t *a = x.values + token * x.columns + g * GROUP;
+#pragma GCC unroll 1
+        for (int part = 0; part < GROUP; part += 32, a += 32) {
             vd dots[RB][TT][NV];
             for (int r = 0; r < RB; r++)
                 for (int t = 0; t < TT; t++)
@@ -74,7 +76,10 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
                         low[r][v] = CODES == PACKED ? codes_low(c) : c;
                         if (CODES == PACKED) high[r][v] = codes_high(c);
                     }
-                for (int r = 0; r < RB; r++) q[r] += 64;
+                for (int r = 0; r < RB; r++) {
+                    if (CODES == PACKED) __builtin_prefetch(q[r] + ahead);
+                    q[r] += 64;
+                }
 #pragma GCC unroll 8
                 for (int t = 0; t < TT; t++) {
                     vi b = act_load(a + t * x.columns + i);
@@ -114,42 +119,50 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
             for (int v = 0; v < NV; v++) vf_store(y + t * STRIP * 16 + r * 16 + v * VL, acc[r][t][v]);
 }
 
-template <int CODES, int RB, bool ZEROS>
-static inline void int_tokens(const uint8_t *const *w, const uint16_t *const *scales, const uint16_t *const *zeros,
-                              int64_t ratio, const Acts &x, int64_t token, int64_t tokens, int64_t first, int64_t groups,
-                              float *y) {
-    int64_t t = 0;
-#define TILE(TT)                                                                                                    \
-    for (; t + TT <= tokens; t += TT)                                                                               \
-        int_tile<CODES, RB, TT, ZEROS>(w, scales, zeros, ratio, x, token + t, first, groups, y + t * STRIP * 16);
-    TILE(INT_TT)
-#if INT_TT > 4
-    TILE(4)
-#endif
-#if INT_TT > 2
-    TILE(2)
-#endif
-    TILE(1)
-#undef TILE
+// As many tiles of TT tokens as there are; returns the tokens that are done.
+template <int CODES, int RB, int TT, bool ZEROS, int GROUP>
+static int64_t int_tiles(const uint8_t *const *w, const uint16_t *const *scales, const uint16_t *const *zeros,
+                         int64_t ratio, const Acts &x, int64_t token, int64_t t, int64_t tokens, int64_t first,
+                         int64_t groups, float *y, int64_t ahead) {
+    for (; t + TT <= tokens; t += TT)
+        for (int r = 0; r < STRIP; r += RB)
+            int_tile<CODES, RB, TT, ZEROS, GROUP>(w + r, scales + r, zeros + r, ratio, x, token + t, first, groups,
+                                                  y + t * STRIP * 16 + r * 16, t + TT == tokens ? ahead : 0);
+    return t;
 }
 
-template <int CODES, bool ZEROS>
+template <int CODES, bool ZEROS, int GROUP>
 static void int_blocks(const Matrix &m, const uint8_t *const *w, const int64_t *blocks, const Acts &x, int64_t token,
-                       int64_t tokens, int64_t first, int64_t groups, float *y) {
+                       int64_t tokens, int64_t first, int64_t groups, float *y, int64_t ahead) {
     const uint16_t *scales[STRIP], *zeros[STRIP];
     for (int r = 0; r < STRIP; r++) {
         int64_t at = blocks[r] * (m.columns / m.group) * 16;
         scales[r] = m.scales + at;
         zeros[r] = ZEROS ? m.zeros + at : nullptr;
     }
-    for (int r = 0; r < STRIP; r += INT_RB)
-        int_tokens<CODES, INT_RB, ZEROS>(w + r, scales + r, zeros + r, m.group / x.group, x, token, tokens, first, groups,
-                                         y + r * 16);
+    int64_t t = 0;
+#define TILES(RB, TT)                                                                                                  \
+    t = int_tiles<CODES, RB, TT, ZEROS, GROUP>(w, scales, zeros, m.group / GROUP, x, token, t, tokens, first, groups,  \
+                                               y, ahead)
+    if (CODES == PACKED) TILES(FEW_RB, PACKED_TT);
+    else TILES(INT_RB, INT_TT);
+    if (INT_TT > 4) TILES(FEW_RB, 4);
+    TILES(FEW_RB, 2);
+    TILES(FEW_RB, 1);
+#undef TILES
 }
 
-// y (tokens, 32) = the two blocks times `tokens` tokens from `token` on.
+template <int CODES, bool ZEROS>
+static void int_groups(const Matrix &m, const uint8_t *const *w, const int64_t *blocks, const Acts &x, int64_t token,
+                       int64_t tokens, int64_t first, int64_t groups, float *y, int64_t ahead) {
+    auto run = x.group == 32 ? int_blocks<CODES, ZEROS, 32> : int_blocks<CODES, ZEROS, 128>;
+    run(m, w, blocks, x, token, tokens, first, groups, y, ahead);
+}
+
+// y (tokens, 32) = the two blocks times `tokens` tokens from `token` on. While few tokens are multiplied, what lies
+// `ahead` blocks further is fetched: the next strip of the same chunk, several microseconds before it is needed.
 static void int_strip(const Matrix &m, const int64_t *blocks, const Acts &x, int64_t token, int64_t tokens, float *y,
-                      uint8_t *unpacked) {
+                      uint8_t *unpacked, int64_t ahead) {
     __builtin_memset(y, 0, (size_t)tokens * STRIP * 16 * sizeof *y);
     const int64_t bytes = m.columns * (m.kind == KIND_BYTES ? 16 : 8);
     const bool split = m.kind == KIND_BYTES || tokens >= UNPACK_TOKENS;
@@ -164,10 +177,10 @@ static void int_strip(const Matrix &m, const int64_t *blocks, const Acts &x, int
                 w[r] = unpacked + r * COLUMNS * 16;
             }
         }
-        auto run = m.kind == KIND_BYTES ? (m.zeros ? int_blocks<BYTES, true> : int_blocks<BYTES, false>)
-                   : split              ? (m.zeros ? int_blocks<SMALL, true> : int_blocks<SMALL, false>)
-                                        : (m.zeros ? int_blocks<PACKED, true> : int_blocks<PACKED, false>);
-        run(m, w, blocks, x, token, tokens, k / x.group, columns / x.group, y);
+        auto run = m.kind == KIND_BYTES ? (m.zeros ? int_groups<BYTES, true> : int_groups<BYTES, false>)
+                   : split              ? (m.zeros ? int_groups<SMALL, true> : int_groups<SMALL, false>)
+                                        : (m.zeros ? int_groups<PACKED, true> : int_groups<PACKED, false>);
+        run(m, w, blocks, x, token, tokens, k / x.group, columns / x.group, y, ahead * bytes);
     }
 }
 
@@ -218,8 +231,8 @@ static void float_strip(const Matrix &m, const int64_t *blocks, const Acts &x, i
 }
 
 static void strip(const Matrix &m, const int64_t *blocks, const Acts &x, int64_t token, int64_t tokens, float *y,
-                  uint8_t *unpacked) {
-    if (m.kind >= KIND_NIBBLES) int_strip(m, blocks, x, token, tokens, y, unpacked);
+                  uint8_t *unpacked, int64_t ahead = 0) {
+    if (m.kind >= KIND_NIBBLES) int_strip(m, blocks, x, token, tokens, y, unpacked, ahead);
     else if (m.kind == KIND_F32) float_strip<KIND_F32>(m, blocks, x, token, tokens, y);
     else if (m.kind == KIND_BF16) float_strip<KIND_BF16>(m, blocks, x, token, tokens, y);
     else float_strip<KIND_F16>(m, blocks, x, token, tokens, y);
@@ -234,11 +247,11 @@ static Acts acts_of(const Args *a) {
     return {floats(a, 3), (const int8_t *)a->p[3], floats(a, 4), floats(a, 5), a->n[2], a->n[5]};
 }
 
-// Strips are gathered into chunks of at least 64 kB of weights, so that claiming one costs nothing beside reading it.
+// Strips are gathered into chunks of at least 128 kB of weights, so that claiming one costs nothing beside reading it.
 static int64_t strips_a_chunk(const Args *a) {
     static const int64_t bytes[] = {128, 64, 64, 16, 32};  // of 32 rows of a column, by kind
     int64_t strip_bytes = a->n[2] * bytes[a->n[3]];
-    return a->n[0] >= UNPACK_TOKENS || strip_bytes >= 65536 ? 1 : ceil_div(65536, strip_bytes);
+    return a->n[0] >= UNPACK_TOKENS || strip_bytes >= 131072 ? 1 : ceil_div(131072, strip_bytes);
 }
 static int64_t matmul_chunks(const Args *a, int) {
     return a->n[0] ? ceil_div(ceil_div(a->n[1], STRIP * 16), strips_a_chunk(a)) : 0;
@@ -250,11 +263,12 @@ static void matmul(const Args *a, int64_t chunk, char *scratch) {
     float *y = (float *)scratch;
     uint8_t *unpacked = (uint8_t *)(y + TOKENS * STRIP * 16);
     const int64_t n = a->n[1], blocks = ceil_div(n, 16), per = strips_a_chunk(a);
-    for (int64_t s = chunk * per; s < min64((chunk + 1) * per, ceil_div(blocks, STRIP)); s++) {
+    const int64_t end = min64((chunk + 1) * per, ceil_div(blocks, STRIP));
+    for (int64_t s = chunk * per; s < end; s++) {
         const int64_t pair[STRIP] = {s * STRIP, min64(s * STRIP + 1, blocks - 1)};
         for (int64_t token = 0; token < a->n[0]; token += TOKENS) {
             const int64_t tokens = min64(TOKENS, a->n[0] - token);
-            strip(m, pair, x, token, tokens, y, unpacked);
+            strip(m, pair, x, token, tokens, y, unpacked, s + 1 < end ? STRIP : 0);
             for (int64_t t = 0; t < tokens; t++) {
                 float *out = (float *)a->p[7] + (token + t) * n + s * STRIP * 16;
                 for (int64_t i = 0; i < min64(STRIP * 16, n - s * STRIP * 16); i++)
@@ -266,7 +280,7 @@ static void matmul(const Args *a, int64_t chunk, char *scratch) {
 
 // silu(gate) * up, where the gate's rows are the first half of the matrix. A chunk makes `width` columns of y, a whole
 // group of them where y is quantised. Where the half is no multiple of 16, rows of up lie across two blocks.
-static int64_t gate_up_width(const Args *a) { return a->n[6] > 32 ? a->n[6] : 32; }
+static int64_t gate_up_width(const Args *a) { return a->n[6] > 64 ? a->n[6] : 64; }
 static int64_t gate_up_chunks(const Args *a, int) { return a->n[0] ? ceil_div(a->n[1] / 2, gate_up_width(a)) : 0; }
 
 static void add_bias(const Args *a, int64_t row, int64_t count, float unit, float *y) {
@@ -285,7 +299,7 @@ static void gate_up(const Args *a, int64_t chunk, char *scratch) {
         for (int64_t c = 0; c < columns; c += 16) {
             const int64_t up = (f + first + c) / 16, pair[STRIP] = {(first + c) / 16, up};
             const int64_t both[STRIP] = {up, min64(up + 1, last)}, count = min64(16, columns - c);
-            strip(m, pair, x, token, tokens, y, unpacked);
+            strip(m, pair, x, token, tokens, y, unpacked, c + 16 < columns);
             if (shift) strip(m, both, x, token, tokens, across, unpacked);
             for (int64_t t = 0; t < tokens; t++) {
                 float *g = y + t * STRIP * 16, *u = shift ? across + t * STRIP * 16 + shift : g + 16;

@@ -6,6 +6,8 @@
 #define VL 16
 #define INT_RB 2
 #define INT_TT 6
+#define PACKED_TT 4
+#define FEW_RB 2
 #define FLOAT_TT 6
 #define ATTEND_ROWS 8
 #define BYTE_BASE 0

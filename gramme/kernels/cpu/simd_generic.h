@@ -5,7 +5,7 @@
 //   dot_begin(sum), up to eight dot_small(acc, codes <= 15, act), dot_end(sum, acc): sum plus the products
 //   dot_bytes(sum, codes <= 255, act): sum plus the products of (code - BYTE_BASE)
 //   vf_zero_below(x, limit, v): v where x >= limit or x is not a number, else 0
-//   INT_RB x INT_TT, FLOAT_TT, ATTEND_ROWS: how much of a tile the level's registers hold
+//   INT_RB x INT_TT, PACKED_TT, FEW_RB, FLOAT_TT, ATTEND_ROWS: how much of a tile the level's registers hold
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -14,6 +14,8 @@
 #define VL 8
 #define INT_RB 1
 #define INT_TT 2
+#define PACKED_TT 2
+#define FEW_RB 1
 #define FLOAT_TT 2
 #define ATTEND_ROWS 4
 #define BYTE_BASE 0
