@@ -285,7 +285,9 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     pages_used: int = 0
+    pages_cached: int = 0  # known prefixes, used or not
     pages_total: int = 0
+    rows: int = 0  # of the last step
     steps: int = 0
     step_s: float = 0.0
     prompt_tokens: int = 0

@@ -69,6 +69,11 @@ class PagePool:
     def used(self) -> int:
         return self.size - len(self._free)
 
+    @property
+    def cached(self) -> int:
+        """Pages whose contents another sequence could use, owned or not."""
+        return len(self._by_key)
+
     def match(self, prefixes: Sequence[Prefix]) -> list[int]:
         """The known pages of the longest known prefix. They are not held yet."""
         pages: list[int] = []

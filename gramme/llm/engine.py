@@ -64,6 +64,7 @@ class Engine:
         self._added = 0
         self._grammars = grammars
         self._compiling: list[tuple[Compiled, list[Live]]] = []
+        self._rows = 0
         self._counts = {"steps": 0, "step_s": 0.0, "prompt_tokens": 0, "generated_tokens": 0}
 
     @classmethod
@@ -117,6 +118,7 @@ class Engine:
         began = time.monotonic()
         self._take_compiled()
         launched = self._launch(self.scheduler.schedule(began))
+        self._rows = len(launched.batch.rows)
         ready = [launched]
         if self.plan.run_ahead:
             ready, self._flying = [self._flying] if self._flying else [], launched
@@ -134,7 +136,8 @@ class Engine:
     def stats(self) -> EngineStats:
         s = self.scheduler
         return EngineStats(
-            running=len(s.running), waiting=len(s.waiting), pages_used=self._pool.used, pages_total=self.plan.pages - 1,
+            running=len(s.running), waiting=len(s.waiting), pages_used=self._pool.used,
+            pages_cached=self._pool.cached, pages_total=self.plan.pages - 1, rows=self._rows,
             preemptions=s.preemptions, recomputed_tokens=s.recomputed_tokens,
             prefix_queried_tokens=s.prefix_queried_tokens, prefix_hit_tokens=s.prefix_hit_tokens, **self._counts,
             **self._grammar_stats(),

@@ -34,6 +34,7 @@ from gramme.serve.openai import (
 from gramme.serve.openai import prompts as prompts_of
 from gramme.serve.openapi import document
 from gramme.serve.options import ServeOptions
+from gramme.serve.page import page
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
 from gramme.serve.responses import Responses, ResponsesReply
 from gramme.serve.similarity import Rerank, Score, cosine, ranking, score_list
@@ -45,6 +46,7 @@ from gramme.text.tokenizer import Tokenizer
 LARGE = 64 << 10  # bytes of a body that is parsed beside the event loop
 
 ROUTES: dict[str, tuple[str, str, type | None]] = {  # path: method, Server's method, body
+    "/": ("GET", "page", None),
     "/v1/chat/completions": ("POST", "chat", ChatCompletion),
     "/v1/completions": ("POST", "complete", Completion),
     "/v1/responses": ("POST", "respond", Responses),
@@ -94,6 +96,9 @@ class Server:
         finally:
             await self.llm.close()
             self.chat_form.close()
+
+    async def page(self, http: HttpRequest) -> Response:
+        return page()
 
     async def is_ready(self, http: HttpRequest) -> Response:
         """Ready: a request that comes now would get on."""

@@ -21,18 +21,21 @@ MODEL = ModelConfig(family="llama", vocab_size=4096, width=8, layers=1, heads=1,
 
 
 class Says:
-    """An engine that answers every request with `text`, `step` tokens at a time, and remembers the requests."""
+    """An engine that answers every request with `text`, `step` tokens at a time, and remembers the requests.
+
+    `left` counts those whose client went before the end.
+    """
 
     stalled = False
     failed = None
     fingerprint = "fp"
     stats = EngineStats()
 
-    def __init__(self, tokenizer, text, step=3, reason="stop"):
+    def __init__(self, tokenizer, text, step=3, reason="stop", pause_s=0.0):
         decided = plan(MODEL, EngineConfig(backend="reference"), Hardware(cores=1, free_bytes=1 << 32))
         self.ready = Ready(MODEL, decided, GenerationDefaults())
         self.tokenizer, self.text, self.step, self.reason = tokenizer, text, step, reason
-        self.requests, self.ended = [], asyncio.Event()
+        self.requests, self.ended, self.pause_s, self.left = [], asyncio.Event(), pause_s, 0
 
     async def start(self):
         pass
@@ -45,10 +48,13 @@ class Says:
 
     async def generate(self, request):
         self.requests.append(request)
+        self.left += 1
         ids = self.tokenizer.encode_plain(self.text)
         for i in range(request.params.n):
             for at in range(0, len(ids), self.step):
+                await asyncio.sleep(self.pause_s)
                 yield Update(id=request.id, index=i, token_ids=tuple(ids[at : at + self.step]))
+            self.left -= i == request.params.n - 1
             yield Update(id=request.id, index=i, finish_reason=self.reason)
 
 
@@ -67,12 +73,12 @@ class Templates:
 
 
 class Stub:
-    """The real routes over the stub."""
+    """The real routes over the stub: `app`."""
 
     def __init__(self, template, text, prefix="", **says):
         self.tokenizer = load_tokenizer(EMBEDDED)
         self.engine, self.templates = Says(self.tokenizer, text, **says), Templates(prefix)
-        self._app = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub", ServeOptions()).app()
+        self.app = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub", ServeOptions()).app()
 
     async def post(self, path, body):
         async with self._http() as http:
@@ -86,4 +92,4 @@ class Stub:
             return [chunk async for chunk in reply] if body.get("stream") else reply
 
     def _http(self):
-        return httpx2.AsyncClient(transport=httpx2.ASGITransport(self._app), base_url="http://127.0.0.1")
+        return httpx2.AsyncClient(transport=httpx2.ASGITransport(self.app), base_url="http://127.0.0.1")
