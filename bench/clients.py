@@ -1,6 +1,6 @@
 """Many streaming clients at once in too few pages, against the same requests one by one: the tokens must be the same.
 
-    python bench/clients.py [--clients 32] [--longest 1500] [--answer 40] [--backend auto]
+    python bench/clients.py [--clients 32] [--longest 1500] [--answer 120] [--backend auto]
 
 Half of the clients sample with seeds. The pages hold half of what all need together, so sequences are preempted.
 Prints counts and one line of JSON, and writes it to bench/results/clients.json.
@@ -34,7 +34,7 @@ def tokens(client, body):
     return [t for c in chunks for choice in c.choices for t in choice.model_extra.get("token_ids", ())]
 
 
-def trial(clients=32, longest=1500, answer=40, backend="auto"):
+def trial(clients=32, longest=1500, answer=120, backend="auto"):
     bodies = list(requests(clients, longest, answer))
     needed = sum(len(b["prompt"]) + answer for b in bodies)
     held = max(needed // 2, longest + answer)
@@ -61,7 +61,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--clients", type=int, default=32)
     p.add_argument("--longest", type=int, default=1500)
-    p.add_argument("--answer", type=int, default=40)
+    p.add_argument("--answer", type=int, default=120)
     p.add_argument("--backend", default="auto")
     result = trial(**vars(p.parse_args()))
     print(f"{result['equal_to_separate_runs']} of {result['clients']} streams brought the tokens of separate runs, "

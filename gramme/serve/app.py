@@ -6,11 +6,12 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from gramme import __version__
@@ -105,19 +106,19 @@ class Server:
         self._check_ready()
         if self.llm.stalled:
             raise HttpError(503, "the engine does not get on", "unavailable_error", code="stalled")
-        return JSONResponse({"status": "ok"})
+        return Json({"status": "ok"})
 
     async def is_live(self, http: HttpRequest) -> Response:
         if self.llm.ended.is_set():
             raise EngineDead
-        return JSONResponse({"status": "ok"})
+        return Json({"status": "ok"})
 
     async def models(self, http: HttpRequest) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return Json({"object": "list", "data": [self._card()]})
 
     async def one_model(self, http: HttpRequest) -> Response:
         self._check_model(http.path_params["id"])
-        return JSONResponse(self._card())
+        return Json(self._card())
 
     async def scrape(self, http: HttpRequest) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -125,7 +126,7 @@ class Server:
     async def info(self, http: HttpRequest) -> Response:
         t = self.tokenizer
         name = lambda i: None if i is None else t.token_str(i)
-        return JSONResponse({"eos_token": name(t.eos_id), "bos_token": name(t.bos_id), "pad_token": None,
+        return Json({"eos_token": name(t.eos_id), "bos_token": name(t.bos_id), "pad_token": None,
                              "vocab_size": t.vocab_size, "chat_template": self.chat_form.template})
 
     async def props(self, http: HttpRequest) -> Response:
@@ -133,15 +134,15 @@ class Server:
         self._check_ready()
         plan = self.llm.ready.plan
         settings = {"n_ctx": plan.max_model_len, "params": self.intake.defaults}
-        return JSONResponse({"default_generation_settings": settings, "total_slots": plan.max_rows,
+        return Json({"default_generation_settings": settings, "total_slots": plan.max_rows,
                              "model_alias": self.model, "chat_template": self.chat_form.template,
                              "build_info": __version__})
 
     async def version(self, http: HttpRequest) -> Response:
-        return JSONResponse({"version": __version__})
+        return Json({"version": __version__})
 
     async def openapi(self, http: HttpRequest) -> Response:
-        return JSONResponse(document({path: (method, body) for path, (method, _, body) in ROUTES.items()}, __version__))
+        return Json(document({path: (method, body) for path, (method, _, body) in ROUTES.items()}, __version__))
 
     async def tokenize(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Tokenize)
@@ -151,8 +152,9 @@ class Server:
             ids = await self.intake.encode_chat(body)
         else:
             ids = await self.intake.encode(body.prompt, body.add_special_tokens)
-        return _json({"tokens": ids, "count": len(ids), "max_model_len": self.intake.limit,
-                      "token_strs": [self.tokenizer.token_str(t) for t in ids]}, warnings)
+        names = await run_in_threadpool(lambda: [self.tokenizer.token_str(t) for t in ids])
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": self.intake.limit, "token_strs": names},
+                     warnings)
 
     async def detokenize(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Detokenize)
@@ -281,7 +283,7 @@ def guarded(run: Callable[[HttpRequest], Awaitable[Response]]) -> Callable[[Http
             return await run(http)
         except FORESEEN as error:
             made = http_error(error)
-            return JSONResponse(made.body, made.status, made.headers)
+            return Json(made.body, made.status, made.headers)
         except ClientDisconnect:
             return Response(status_code=499)
     return route
@@ -291,15 +293,24 @@ async def _plain_error(http: HttpRequest, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     kind = "internal_error" if status == 500 else "invalid_request_error"
     detail = "internal error" if status == 500 else getattr(error, "detail", "")
-    return JSONResponse(HttpError(status, detail, kind, code=status).body, status)
+    return Json(HttpError(status, detail, kind, code=status).body, status)
 
 
 async def _all(work: Any) -> list[Any]:
     return await asyncio.gather(*work)
 
 
-def _json(body: dict[str, Any], warnings: list[str]) -> JSONResponse:
-    return JSONResponse(body, headers=_header(warnings))
+class Json(Response):
+    """Encoded ten times faster than by the standard library: megabytes hold the event loop for milliseconds."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
+
+
+def _json(body: dict[str, Any], warnings: list[str]) -> Json:
+    return Json(body, headers=_header(warnings))
 
 
 def _header(unknown: list[str]) -> dict[str, str]:

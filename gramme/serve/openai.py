@@ -13,7 +13,9 @@ from gramme.request import MAX_COUNT, MAX_SALT_CHARS, RequestError, SamplingPara
 from gramme.serve.tools import ResponseFormat, Structured, ToolChoice, Tools
 
 MAX_BODY_BYTES = 8 << 20
+MAX_UNIQUE_BYTES = 64 << 10  # of a body that is searched for keys that stand twice: no quick parser does it
 MAX_PROMPTS = 1024
+MAX_TOKENIZE_CHARS = 1 << 20  # no context bounds what /tokenize is given
 
 Text = Annotated[str, Meta(max_length=MAX_BODY_BYTES)]
 Label = Annotated[str, Meta(max_length=512)]
@@ -119,7 +121,7 @@ class Embeddings(Body, kw_only=True):
 
 
 class Tokenize(Body, kw_only=True):
-    prompt: Text | None = None
+    prompt: Annotated[str, Meta(max_length=MAX_TOKENIZE_CHARS)] | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool | None = None  # the default is true, unless the final message is continued
@@ -147,19 +149,15 @@ def parse(body: bytes, kind: type[msgspec.Struct]) -> tuple[Any, list[str]]:
 
     Raises RequestError for anything that is not as it should be.
     """
-    raw = {name: value for name, value in _object(body).items() if value is not None}
+    fields = {name: value for name, value in _fields(body).items() if bytes(value) != b"null"}
     names, off = set(kind.__struct_fields__), UNSUPPORTED | getattr(kind, "unsupported", {})
-    for name, value in raw.items():
+    for name, value in fields.items():
         if name in GUIDED:
             raise RequestError(f"{name} has another name now: structured_outputs", name)
-        if name in off and name not in names and value not in off[name]:
+        if name in off and name not in names and _read(value, Any) not in off[name]:
             raise RequestError(f"{name} is not supported", name)
-    try:
-        record = msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
-        field = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0].partition(".")[0]
-        raise RequestError(str(error), field or None) from None
-    return record, [name for name in raw if name not in names and name not in off]
+    known = {name: value for name, value in fields.items() if name in names}
+    return _read(msgspec.json.encode(known), kind), [name for name in fields if name not in names and name not in off]
 
 
 def sampling(body: Sampled, defaults: dict[str, Any], **fixed: Any) -> SamplingParams:
@@ -179,18 +177,25 @@ def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
     return given or {}
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The object's fields, not yet read: what is unknown is never built."""
+    if len(body) <= MAX_UNIQUE_BYTES:
+        try:
+            json.loads(body, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise error if isinstance(error, RequestError) else RequestError(f"the body is not JSON: {error}") from None
+    found: dict[str, msgspec.Raw] = _read(body, dict[str, msgspec.Raw])
+    return found
+
+
+def _read(data: bytes | msgspec.Raw, kind: Any) -> Any:
     try:
-        raw = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_not_finite)
-        if b"\\u" in body:  # escapes may spell half a surrogate pair, which no message can carry
-            json.dumps(raw, ensure_ascii=False).encode()
-    except RequestError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {str(error)[:200]}") from None
-    if not isinstance(raw, dict):
-        raise RequestError("the body must be a JSON object")
-    return raw
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        field = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0].partition(".")[0]
+        raise RequestError(str(error), field or None) from None
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error!s:.200}") from None
 
 
 def _bias(raw: dict[str, float]) -> dict[int, float]:
@@ -204,7 +209,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise RequestError("the body holds a key twice")
     return made
-
-
-def _not_finite(name: str) -> None:
-    raise RequestError(f"{name} is not a JSON number")

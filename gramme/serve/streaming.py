@@ -1,11 +1,11 @@
 """Answers over one connection: server-sent events while the client listens, and the end of work when it leaves."""
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
@@ -71,7 +71,7 @@ async def events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
 def event(body: dict[str, Any]) -> bytes:
     """A body that has a type, as those of /v1/responses have, is an event of that name."""
     name = f"event: {body['type']}\n".encode() if "type" in body else b""
-    return name + b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return name + b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 async def until_gone(http: HttpRequest, work: Coroutine[Any, Any, Any]) -> Any:

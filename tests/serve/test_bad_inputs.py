@@ -191,7 +191,7 @@ def test_odd_input_is_served(served, canary, name):
 
 @pytest.mark.parametrize("text", ["a", " ", "\u0301", "<|im_start|>"])
 def test_health_is_answered_while_megabytes_are_tokenised(served, canary, text):
-    """/tokenize alone takes what no context holds."""
+    """/tokenize alone takes what no context holds, up to a bound of its own."""
     body = json.dumps({"prompt": text * (BIG // len(text))}, ensure_ascii=False).encode()
     with ThreadPoolExecutor(1) as pool:
         future, slowest_s = pool.submit(send, served, TOKENIZE, body), 0.0

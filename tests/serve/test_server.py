@@ -13,7 +13,7 @@ httpx = pytest.importorskip("httpx2")
 
 BAD = [
     (b"{", 400, None), (b"[]", 400, None), (b'{"prompt":"a","prompt":"b"}', 400, None),
-    (b'{"prompt":"a","temperature":NaN}', 400, None), (b'{"prompt":"a","temperature":1e999}', 400, "temperature"),
+    (b'{"prompt":"a","temperature":NaN}', 400, None), (b'{"prompt":"a","temperature":1e999}', 400, None),
     (b'{"prompt":"a","temperature":"x"}', 400, "temperature"), (b'{"prompt":""}', None, None),
     (b'{"prompt":[]}', 400, "prompt"), (b'{"prompt":[-1]}', 400, "prompt"), (b'{"prompt":[1,"a"]}', 400, "prompt"),
     (b'{"prompt":[true]}', 400, "prompt"), (b'{"prompt":"a","n":0}', 400, "n"),
