@@ -1,5 +1,6 @@
 """GPTQ, AWQ and compressed-tensors: words made by hand become the codes that they hold; what cannot be is one line."""
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,7 @@ from gramme.config import ModelError
 from gramme.formats.grouped import Grouped, Reordered, dense
 from gramme.formats.packed import codes_of
 from gramme.formats.quantised import open_checkpoint
-from gramme.formats.safetensors import write_safetensors
+from gramme.formats.safetensors import SafetensorsFile, write_safetensors
 
 GPTQ = dict(quant_method="gptq", bits=4, group_size=32, desc_act=False, sym=False)
 AWQ = dict(quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm")
@@ -264,3 +265,35 @@ def test_four_bits_in_bytes_stay_in_range(refuses, opens):
     parts = dict(weight=codes.astype(np.int8), weight_scale=ONES.T.copy())
     np.testing.assert_array_equal(dense(opens(config, parts).tensor("a.b.weight")), codes)
     refuses(config, parts | dict(weight=INT8_PARTS["weight"]), "holds values from -32 to 31, 4 bits reach from -8 to 7")
+
+
+GOLDEN = Path(__file__).parent / "golden" / "packed.safetensors"
+EIGHT = dict(num_bits=8, strategy="channel", group_size=None)
+KINDS = {
+    "gptq4": GPTQ | {"checkpoint_format": "gptq_v2"}, "gptq4_act_order": GPTQ | {"checkpoint_format": "gptq_v2"},
+    "gptq8": GPTQ | {"checkpoint_format": "gptq_v2", "bits": 8},
+    "gptq8_act_order": GPTQ | {"checkpoint_format": "gptq_v2", "bits": 8}, "awq": AWQ, "pack4": CT,
+    "pack4_asymmetric": CT | weights(symmetric=False), "pack8": CT | weights(**EIGHT), "int8": INT8, "fp8": FP8,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_values_are_those_of_the_tools_that_packed_them(opens, kind):
+    """GPTQModel, AutoAWQ and compressed-tensors, see golden/make_packed.py: the same float32 values, bit for bit."""
+    golden = SafetensorsFile(GOLDEN)
+    parts = {n.partition(".")[2]: golden.tensor(n) for n in golden.names if n.startswith(f"{kind}.")}
+    want = parts.pop("values")
+    w = opens(KINDS[kind], parts).tensor("a.b.weight")
+    values = w if isinstance(w, np.ndarray) else dense(w)
+    np.testing.assert_array_equal(values, want)
+
+
+def test_version_1_is_version_2_with_every_field_one_less(opens):
+    golden = SafetensorsFile(GOLDEN)
+    parts = {p: golden.tensor(f"gptq4.{p}") for p in ("qweight", "qzeros", "scales", "g_idx")}
+    fields = codes_of(parts["qzeros"], 4)
+    less = ((fields - np.uint8(1)) & 15).reshape(2, -1, 8).astype(np.uint32)
+    v1 = (less << np.arange(0, 32, 4, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32)
+    one = opens(GPTQ, parts | {"qzeros": v1}).tensor("a.b.weight")
+    two = opens(GPTQ | {"checkpoint_format": "gptq_v2"}, parts).tensor("a.b.weight")
+    np.testing.assert_array_equal(dense(one), dense(two))
