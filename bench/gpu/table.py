@@ -62,9 +62,12 @@ def predictions(engine: dict) -> None:
     for name in CARDS:
         decode = predict(GPUS[name], {"bandwidth": step["bytes"]}, shares, LAUNCHES)
         prefill = predict(GPUS[name], {"bandwidth": step["bytes"], "fp32_accumulate": operations}, shares)
-        print(f"{name:12} decode {1 / decode.seconds:5.0f} tokens/s "
-              f"({1 / decode.high_s:.0f} to {1 / decode.low_s:.0f}), 1,024 tokens to the first {prefill.seconds * 1e3:4.0f} ms "
-              f"({prefill.low_s * 1e3:.0f} to {prefill.high_s * 1e3:.0f})")
+        print(f"{name:12} decode {between(1 / decode.seconds, 1 / decode.high_s, 1 / decode.low_s, 'tokens/s')}, "
+              f"1,024 tokens {between(prefill.seconds * 1e3, prefill.low_s * 1e3, prefill.high_s * 1e3, 'ms')}")
+
+
+def between(expected: float, low: float, high: float, unit: str) -> str:
+    return f"{expected:.0f} {unit} ({low:.0f} to {high:.0f})"
 
 
 if __name__ == "__main__":
