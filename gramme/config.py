@@ -158,6 +158,7 @@ class EngineConfig:
     kv_tokens: int | None = option(None, "tokens that the KV cache holds; default: from --memory")
     page_size: int = option(16, "tokens of a KV page, a power of two")
     memory: str | None = option(None, "memory to use, such as 24GB; default: half of what is free for the KV cache")
+    layout_cache: bool = option(True, "keep laid-out weights on disk, so that the next start maps them")
     prefix_caching: bool = option(True, "reuse the keys and values of equal prefixes")
     run_ahead: bool | None = option(None, "plan a step while the last one runs; default: where steps are asynchronous")
     threads: int | None = option(None, "CPU threads; default: the cores that this process may use")

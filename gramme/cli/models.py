@@ -8,6 +8,7 @@ from gramme.cli.options import OutputOptions
 from gramme.config import EngineConfig
 from gramme.formats import store
 from gramme.kernels.present import available
+from gramme.models import layouts
 from gramme.models.open import open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan
@@ -23,18 +24,21 @@ def _pull(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    models = store.installed()
+    models, kept = store.installed(), layouts.installed()
     if settle(args, OutputOptions).json:
-        print(json.dumps([asdict(m) for m in models]))
+        print(json.dumps({"models": [asdict(m) for m in models], "layouts": dict(kept)}))
         return
     for m in models:
         print(f"{m.name}@{m.revision[:12]:12}  {gb(m.nbytes):>10}")
     if not models:
         print("no model in the hub's cache; the embedded one is always there: gramme run")
+    for name, nbytes in kept:
+        print(f"{name}  {gb(nbytes):>10}  laid-out weights, made again when needed")
 
 
 def _rm(args: argparse.Namespace) -> None:
-    store.remove(args.model)
+    if not layouts.remove(args.model):
+        store.remove(args.model)
 
 
 def _show(args: argparse.Namespace) -> None:

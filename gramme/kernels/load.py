@@ -18,6 +18,7 @@ class Backend:
     ops: Ops
     device: Device
     pack: Callable[[Array | Grouped], Array]  # a matrix, float or integer, laid out on the device for the operations
+    packed: type | None = None  # what `pack` gives, where it is a record of arrays in memory that a file can hold
     integer_acts: tuple[int, ...] = ()  # bits of the integer weights that multiply integer activations
     group: int = 1  # columns: groups of integer weights must be a multiple of so many
     permutes: bool = False  # whether activations may be asked for in another order of columns
@@ -45,10 +46,10 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
     if name == "cpu":
         from gramme.kernels.cpu.kernels import CpuDevice, CpuKernels
         from gramme.kernels.cpu.known import best_level
-        from gramme.kernels.cpu.layout import pack
+        from gramme.kernels.cpu.layout import Packed, pack
 
         kernels = CpuKernels(best_level(), threads)
-        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, integer_acts=(4, 8), group=32)
+        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, packed=Packed, integer_acts=(4, 8), group=32)
     if name == "reference":
         return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8), permutes=True)
     if name == "eager":

@@ -16,6 +16,7 @@ from gramme.grammar.compiler import Compiled, Grammars
 from gramme.kernels.load import backend, machine
 from gramme.kernels.present import available
 from gramme.llm.vocabulary import vocabulary
+from gramme.models.layouts import layouts
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
@@ -75,8 +76,12 @@ class Engine:
         name = host.backends[0] if config.backend == "auto" else config.backend
         decided = plan(opened.config, config, machine(name, host))
         kernels = backend(decided.backend, decided.threads, decided.deterministic, decided.half)
-        decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len)
+        kept = layouts(opened.name, opened.files, kernels, decided.dtype, decided.ledger.weights) \
+            if config.layout_cache else None
+        decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len, kept=kept)
         opened.check_all_used()
+        if kept is not None:
+            kept.close()
         grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))
         return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels), grammars)
 

@@ -6,6 +6,7 @@ with ".bias" after a matrix's name.
 """
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,11 +62,16 @@ class Streamed(Sequence[Layer]):
         return self.read(i)
 
 
+class Kept(Protocol):
+    def weight(self, name: str, bias: Any, make: Callable[[], Weight]) -> Weight: ...
+
+
 def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, positions: int,
-          streamed: bool = False) -> Decoder:
+          streamed: bool = False, kept: Kept | None = None) -> Decoder:
     """A decoder whose matrices are stored as `dtype` and whose rope reaches `positions` tokens.
 
-    Matrices that come as integers stay so; with `dtype` "int4" or "int8" the others are rounded to the nearest codes.
+    `kept` has the weights as an earlier start laid them out, or keeps them for the next one. Matrices that come as
+    integers stay so; with `dtype` "int4" or "int8" the others are rounded to the nearest codes.
     Raises ModelError, naming the parameter and both shapes, when a tensor does not fit the config.
     """
     want = dict(shapes(m))
@@ -82,7 +88,8 @@ def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, position
     def weight(prefix: str, *parts: str) -> Weight:
         biases = [read(f"{prefix}{part}.bias").astype(np.float32) for part in parts if f"{prefix}{part}.bias" in want]
         bias = backend.device.put(np.concatenate(biases)) if biases else None
-        return _weight([read(prefix + part) for part in parts], bias, backend, dtype, parts == ("down",))
+        make = lambda: _weight([read(prefix + part) for part in parts], bias, backend, dtype, parts == ("down",))
+        return make() if kept is None else kept.weight(prefix + parts[0], bias, make)
 
     def layer(i: int) -> Layer:
         p = f"layers.{i}."

@@ -28,6 +28,7 @@ class Opened:
     source: Source
     text: TextSource  # tokenizer and chat template
     check_all_used: Callable[[], None]  # raises ModelError naming tensors that loading neither used nor skipped
+    files: tuple[Path, ...] = ()  # that hold the tensors
 
 
 def open_model(engine: EngineConfig) -> Opened:
@@ -48,7 +49,8 @@ def _open_directory(path: Path, engine: EngineConfig) -> Opened:
     m, checkpoint = read_config(path), open_checkpoint(path)
     layout = MISTRAL if "tok_embeddings.weight" in checkpoint.names else HF
     defaults = read_generation(path, engine.generation_config)
-    return _opened(engine.model or "gramme-nano", m, defaults, checkpoint, layout, path)
+    files = (*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.json")))
+    return _opened(engine.model or "gramme-nano", m, defaults, checkpoint, layout, path, files)
 
 
 def _open_gguf(path: Path, engine: EngineConfig) -> Opened:
@@ -56,15 +58,15 @@ def _open_gguf(path: Path, engine: EngineConfig) -> Opened:
     m = gguf_config(file)
     own = engine.generation_config == "auto"
     defaults = gguf_generation(file) if own else read_generation(path.parent, engine.generation_config)
-    return _opened(engine.model, m, defaults, file, gguf_layout(file), Metadata(path.name, file.metadata))
+    return _opened(engine.model, m, defaults, file, gguf_layout(file), Metadata(path.name, file.metadata), (path,))
 
 
 def _opened(name: str, m: ModelConfig, defaults: GenerationDefaults, tensors: Tensors, layout: Layout,
-            text: TextSource) -> Opened:
+            text: TextSource, files: tuple[Path, ...]) -> Opened:
     wanted = dict(shapes(m))
     source, check_all_used = source_of(tensors, layout, m, wanted)
     m = replace(m, stored=stored(tensors, layout, m, wanted), notes=tensors.notes)
-    return Opened(name, m, defaults, source, text, check_all_used)
+    return Opened(name, m, defaults, source, text, check_all_used, files)
 
 
 def watched(opened: Opened, progress: Callable[[int, int], None]) -> Opened:
