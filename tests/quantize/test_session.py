@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,21 +16,25 @@ torch = pytest.importorskip("torch")
 import unpack  # noqa: E402
 
 from gramme.cli.main import run as gramme  # noqa: E402
-from gramme.config import ModelConfig, Rope  # noqa: E402
+from gramme.config import EngineConfig, ModelConfig, Rope  # noqa: E402
 from gramme.evals import texts  # noqa: E402
+from gramme.evals.scores import compare  # noqa: E402
+from gramme.formats.checkpoint import Checkpoint  # noqa: E402
 from gramme.formats.gguf import GGUFFile  # noqa: E402
 from gramme.formats.grouped import Grouped, dense  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
+from gramme.kernels.load import backend  # noqa: E402
 from gramme.models.config import read_config  # noqa: E402
-from gramme.models.load import random_source, shapes  # noqa: E402
+from gramme.models.dummy import SHAPES  # noqa: E402
+from gramme.models.load import build, random_source, shapes  # noqa: E402
 from gramme.models.names import HF, their_name  # noqa: E402
-from gramme.models.open import EMBEDDED  # noqa: E402
+from gramme.models.open import EMBEDDED, open_model  # noqa: E402
 from gramme.quantize import export, session, work  # noqa: E402
 from gramme.quantize.gate import candidate, harms, reference, solved_source  # noqa: E402
 from gramme.quantize.hf import hf_config  # noqa: E402
 from gramme.quantize.plan import need  # noqa: E402
 from gramme.quantize.recipe import FORMATS, Recipe  # noqa: E402
-from gramme.quantize.run import Task, calibration_windows, solve  # noqa: E402
+from gramme.quantize.run import Task, calibration_windows, solve, true_dtype  # noqa: E402
 
 MODEL = ModelConfig(family="llama", vocab_size=4096, width=64, layers=3, heads=4, kv_heads=2, head_dim=16, ff_width=96,
                     norm_eps=1e-5, max_positions=128, qkv_bias=True, o_bias=True, mlp_bias=True, tied_embeddings=True)
@@ -90,9 +93,6 @@ def read_back(directory, name, recipe):
 
 def solved(model, tmp_path, recipe):
     """(task, work, what each tensor was to be) of a run of the library's own parts."""
-    from gramme.config import EngineConfig
-    from gramme.models.open import open_model
-    from gramme.quantize.run import true_dtype
     opened = open_model(EngineConfig(model=str(model)))
     task = Task(str(model), replace(opened, config=true_dtype(opened)), {recipe.format: recipe},
                 texts.shipped("calibration"), 512, 64)
@@ -211,9 +211,6 @@ def test_harm_is_the_kl_of_the_model_with_that_layer_alone(model, tmp_path):
     task, folder, source = solved(model, tmp_path, Recipe(method="rtn", group=32))
     original, cut = reference(task), calibration_windows(task)[:2]
     found = harms(original, candidate(task, "compressed-tensors", folder, original), cut, lambda d, t: None)
-    from gramme.evals.scores import compare
-    from gramme.kernels.load import backend
-    from gramme.models.load import build
     mixed = lambda ours: (source if ours.startswith("layers.1.") else task.opened.source)(ours)
     one = replace(original, decoder=build(task.config, mixed, backend("eager"), "float32", 64))
     assert found[1] == pytest.approx(compare(original, one, cut).kl.mean(), rel=1e-3)
@@ -312,7 +309,6 @@ def test_large_results_are_cut_into_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "SHARD_BYTES", 100)
     a = {str(i): np.full(20, i, np.uint8) for i in range(12)}
     export._write_shards(tmp_path, a.items())
-    from gramme.formats.checkpoint import Checkpoint
     checkpoint = Checkpoint(tmp_path)
     assert all((checkpoint.tensor(k) == v).all() for k, v in a.items()) and len(list(tmp_path.glob("model-*"))) == 3
 
@@ -330,19 +326,35 @@ def test_a_config_that_is_written_is_read_back(tmp_path, m):
 
 
 def test_the_plan_of_a_7b_fits_24_gb():
-    from gramme.models.dummy import SHAPES
     n = need(SHAPES["mistral-7b"], [Recipe()], 16384, 1e11)
     assert 4e9 < n.memory_bytes < 10e9 and n.seconds > 600
 
 
-def test_the_reader_of_the_package_itself_sees_the_same(quantise, model, tmp_path):
-    _, _, want = solved(model, tmp_path, Recipe(group=32, format="gguf"))
-    assert quantise("--format", "gguf")[0] == 0
-    from gramme.config import EngineConfig
-    from gramme.models.open import open_model
-    back = open_model(EngineConfig(model=str(tmp_path / "out" / "model.gguf")))
-    for ours, _ in shapes(MODEL):
-        a, b = want(ours), back.source(ours)
-        for x, y in zip(*((v[:3] if isinstance(v, Grouped) else [v.astype(np.float32)]) for v in (a, b)), strict=True):
-            np.testing.assert_array_equal(x, y, err_msg=ours)
-    assert Path(back.text.file).name == "model.gguf"
+@pytest.mark.parametrize("more", [
+    ["--format", "compressed-tensors"], ["--format", "gptq"], ["--format", "awq"], ["--format", "gguf"],
+    ["--format", "compressed-tensors", "--keep-worst=2"], ["--format", "gptq", "--keep-worst=1"],
+    ["--format", "compressed-tensors", "--bits=8"], ["--format", "gptq", "--bits=8"], ["--format", "gguf", "--bits=8"],
+], ids=" ".join)
+def test_the_packages_own_readers_see_what_was_judged(quantise, more, monkeypatch):
+    """Tensor by tensor, and as a model: the tensors that `save` was given are those that loading finds."""
+    given = {}
+    save = session.save
+
+    def spy(out, directory, opened, recipe, source, card):
+        given.update({ours: source(ours) for ours, _ in shapes(MODEL)})
+        save(out, directory, opened, recipe, source, card)
+
+    monkeypatch.setattr(session, "save", spy)
+    code, said, out = quantise(*more)
+    assert code == 0, said
+    back = open_model(EngineConfig(model=str(out / "model.gguf" if "gguf" in more else out)))
+    bits = set()
+    for ours, a in given.items():
+        b = back.source(ours)
+        pairs = zip(a[:3], b[:3], strict=True) if isinstance(a, Grouped) else [(a, b)]
+        for x, y in pairs:
+            np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(y, np.float32), err_msg=ours)
+        if ours.startswith("layers.") and isinstance(a, Grouped):
+            bits.add(b.bits)
+    back.check_all_used()
+    assert bits == ({4, 8} if "keep-worst" in more[-1] else {8} if "--bits=8" in more else {4})
