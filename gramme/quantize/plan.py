@@ -53,7 +53,7 @@ def _solving(matrices: list[tuple[int, int]], r: Recipe) -> float:
     """Clipping tries 15 ranges on diagonal blocks; GPTQ inverts and spreads errors; AWQ tries 20 scales on 1024 rows;
     the loss that is reported takes two products with the moments."""
     clip = sum(15 * 2.0 * rows * columns * r.group for rows, columns in matrices) * (r.method != "rtn")
-    report = sum(4.0 * rows * columns * columns for rows, columns in matrices)
+    report = sum(4.0 * min(rows, 2048) * columns * columns for rows, columns in matrices)
     if r.method == "gptq":
         return clip + report + sum(1.0 * rows * columns * columns + 2.0 * columns**3 for rows, columns in matrices)
     if r.method == "awq":
