@@ -33,6 +33,10 @@ class Checkpoint:
     def names(self) -> list[str]:
         return list(self._home)
 
+    def home(self, name: str) -> str:
+        """The file's name; the directory's for what stands in no file under that name."""
+        return self._home[name].path.name if name in self._home else self.directory.name
+
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
         if name not in self._home:
             raise ModelError(f"{self.directory.name}: there is no tensor {name!r:.120}")

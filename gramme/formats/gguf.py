@@ -66,6 +66,9 @@ class GGUFFile:
     def names(self) -> list[str]:
         return list(self._entries)
 
+    def home(self, name: str) -> str:
+        return self.path.name
+
     def entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise ModelError(f"{self.path.name}: there is no tensor {name!r:.120}")

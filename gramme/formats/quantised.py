@@ -50,6 +50,9 @@ class Quantised:
         scheme = self._schemes.get(name.removesuffix(".weight"))
         return None if scheme is None else scheme.form(columns)
 
+    def home(self, name: str) -> str:
+        return self._checkpoint.home(name)
+
     def tensor(self, name: str) -> Matrix:
         module, _, part = name.rpartition(".")
         if part != "weight" or module not in self._schemes:

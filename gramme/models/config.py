@@ -41,7 +41,7 @@ def read_generation(directory: Path, mode: str) -> GenerationDefaults:
     c = Fields(path.name, read_json(path.parent, path.name))
     greedy = c.raw.get("do_sample") is False or c.raw.get("temperature") == 0
     return GenerationDefaults(
-        temperature=0.0 if greedy else c.number("temperature", None), top_p=c.number("top_p", None, high=1),
+        temperature=0.0 if greedy else c.number("temperature", None, high=2), top_p=c.number("top_p", None, high=1),
         top_k=c.integer("top_k", None, low=0), min_p=c.number("min_p", None, low=-1, high=1),
         repetition_penalty=c.number("repetition_penalty", None), eos_token_ids=c.ids("eos_token_id"),
     )

@@ -48,26 +48,33 @@ class Tensors(Protocol):
 
     @property
     def names(self) -> list[str]: ...
+    def home(self, name: str) -> str: ...  # the file's name
     def tensor(self, name: str) -> np.ndarray | Grouped | Reordered: ...
     def form(self, name: str, columns: int) -> Form | None: ...  # None: floats, or no such tensor
 
 
 def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
               ) -> tuple[Callable[[str], np.ndarray | Grouped | Reordered], Callable[[], None]]:
-    """(source, check): tensors under our names; check raises ModelError naming tensors that nobody asked for."""
+    """(source, check): tensors under our names; check raises ModelError naming tensors that nobody asked for.
+
+    `source` raises ModelError naming file and tensor when one is missing or its shape is not the config's.
+    """
     theirs = {ours: their_name(ours, layout) for ours in wanted}
 
     def source(ours: str) -> np.ndarray | Grouped | Reordered:
-        a = tensors.tensor(theirs[ours])
+        a, name = tensors.tensor(theirs[ours]), theirs[ours]
+        if a.shape != wanted[ours]:
+            raise ModelError(f"{tensors.home(name)}: {name} has shape {list(a.shape)}, the config says "
+                             f"{list(wanted[ours])}")
         heads = {"q": m.heads, "k": m.kv_heads}.get(ours.removesuffix(".bias").rpartition(".")[2])
-        return uninterleave(a, heads) if layout.interleaved and heads and a.shape == wanted[ours] else a
+        return uninterleave(a, heads) if layout.interleaved and heads else a
 
     def check() -> None:
         tied = {their_name("head", layout)} if m.tied_embeddings else set()
         left = [n for n in tensors.names if n not in {*theirs.values(), *tied} and not SKIPPED.fullmatch(n)]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise ModelError(f"the config has no place for {', '.join(left[:3])}{more}")
+            raise ModelError(f"{tensors.home(left[0])}: the config has no place for {', '.join(left[:3])}{more}")
 
     return source, check
 

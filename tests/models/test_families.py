@@ -182,3 +182,13 @@ def test_tensors_without_a_place_are_named_and_known_leftovers_are_not(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", tensors | {"model.layers.9.x": np.ones(1, np.float32)})
     with pytest.raises(ModelError, match=r"no place for model.layers.9.x$"):
         source_of(Checkpoint(tmp_path), HF, m, dict(shapes(m)))[1]()
+
+
+def test_a_tensor_of_another_shape_is_named_with_its_file_and_both_shapes(tmp_path):
+    m = read(tmp_path, tie_word_embeddings=True)
+    write_safetensors(tmp_path / "model.safetensors", {"model.norm.weight": np.ones(63, np.float32)})
+    source, _ = source_of(Checkpoint(tmp_path), HF, m, dict(shapes(m)))
+    with pytest.raises(ModelError, match=r"model.safetensors: model.norm.weight has shape \[63\], .* \[64\]$"):
+        source("norm")
+    with pytest.raises(ModelError, match=r"there is no tensor 'model.embed_tokens.weight'"):
+        source("embed")

@@ -198,9 +198,9 @@ def test_metadata_that_cannot_be(tmp_path, change, match):
 
 def test_tensors_that_are_missing_extra_or_of_another_shape(tmp_path, capsys):
     bad = {"blk.1.ffn_up.weight": (None, "there is no tensor 'blk.1.ffn_up.weight'"),
-           "blk.1.attn_norm.weight": (np.ones(32, np.float32), r"layers.1.attn_norm has shape \[32\], the config says"),
-           "blk.0.attn_k.weight": (q8_0(np.ones((64, 64))), r"layers.0.k has shape \[64, 64\], the config says"),
-           "blk.0.ffn_norm.weight": (q8_0(np.ones((1, 64))), r"layers.0.mlp_norm has shape \[1, 64\]"),
+           "blk.1.attn_norm.weight": (np.ones(32, np.float32), r"gguf: blk.1.attn_norm.weight has shape \[32\]"),
+           "blk.0.attn_k.weight": (q8_0(np.ones((64, 64))), r"gguf: blk.0.attn_k.weight has shape \[64, 64\], the"),
+           "blk.0.ffn_norm.weight": (q8_0(np.ones((1, 64))), r"gguf: blk.0.ffn_norm.weight has shape \[1, 64\]"),
            "blk.7.ffn_up.weight": (np.ones(3, np.float32), "no place for blk.7.ffn_up.weight"),
            "token_embd.weight": (None, "there is no tensor 'token_embd.weight'"),
            "rope_freqs.weight": (np.zeros(8, np.float32), "rope_freqs.weight must be 8 numbers above 0")}

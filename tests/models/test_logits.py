@@ -7,9 +7,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from gramme import LLM, SamplingParams  # noqa: E402
+from gramme import LLM, ConfigError, SamplingParams  # noqa: E402
 from gramme.formats.checkpoint import Checkpoint  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
+from gramme.kernels import load  # noqa: E402
 from gramme.models.config import read_config  # noqa: E402
 from gramme.models.names import HF, MISTRAL, source_of  # noqa: E402
 
@@ -34,6 +35,13 @@ FAMILIES = {
 }
 
 
+def present(name):
+    try:
+        return bool(load.backend(name))
+    except ConfigError:
+        return False
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def oracle(request, tmp_path_factory):
     """(model, its directory): every parameter, gains and biases too, moved at random."""
@@ -50,12 +58,12 @@ def oracle(request, tmp_path_factory):
     return model, directory
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", *filter(present, ["cpu"])])
 def test_logprobs_of_prompt_and_64_decoded_tokens_are_transformers(oracle, backend):
     model, directory = oracle
     prompt = np.random.default_rng(1).integers(2, 211, 40).tolist()
-    llm = LLM(str(directory), backend=backend, dtype="float32", skip_tokenizer_init=True, page_size=4,
-              max_num_batched_tokens=13, max_num_seqs=4)
+    llm = LLM(str(directory), backend=backend, dtype="float32", kv_cache_dtype="float32", skip_tokenizer_init=True,
+              page_size=4, max_num_batched_tokens=13, max_num_seqs=4)
     params = SamplingParams(temperature=0, max_tokens=65, logprobs=20, prompt_logprobs=20)
     out = llm.generate([{"prompt_token_ids": prompt}], params)[0]
     tokens = [*prompt, *out.outputs[0].token_ids]
