@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gramme.grammar.matcher import Matcher, Meter
 from gramme.grammar.source import PARAM, grammar_text, limits, one_line
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 64  # compiled grammars; each is some kB to some MB (the limits bound it)
 LIMIT_S = 10.0  # of wall-clock time for one grammar; the worst that the limits let through takes about 0.6
+MAX_TOKEN_BYTES = 64
 GUARD = "\x02"  # a character that no token joins with others: text behind it is tokenised as if inside a text
 
 
@@ -119,9 +120,25 @@ class _View:
         self.eos_token_id, self.bos_token_id = v.eos_ids[0], None
         self._encode = v.encode
 
-    def __call__(self, text: Any) -> list[int]:
-        """Nothing where the tokens are not exactly the text: then nothing is forced, and the model chooses."""
+    def __call__(self, text: str) -> list[int]:
         ids = self._encode(GUARD + text)
         ends = next((i for i, t in enumerate(ids) if self.tokens[t].endswith(GUARD.encode())), len(ids))
         inner = ids[ends + 1 :]
-        return inner if b"".join(self.tokens[t] for t in inner) == text.encode() else []
+        exact = b"".join(self.tokens[t] for t in inner) == text.encode()
+        return inner if exact else self._longest(text.encode())
+
+    def _longest(self, text: bytes) -> list[int]:
+        """The longest token at each place: for a tokenizer that does not give a text back as it was."""
+        ids: list[int] = []
+        while text:
+            n = next((n for n in range(min(len(text), MAX_TOKEN_BYTES), 0, -1) if text[:n] in self._by_bytes), None)
+            if n is None:
+                break
+            ids.append(self._by_bytes[text[:n]])
+            text = text[n:]
+        return ids
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {b: i for i, b in enumerate(self.tokens) if b and i not in special}

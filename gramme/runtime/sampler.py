@@ -77,8 +77,7 @@ class Chooser:
         self._counted = len(tokens)
 
     def _banned(self, tokens: Sequence[int], prompt_len: int) -> set[int]:
-        short = len(tokens) - prompt_len < self.params.min_tokens and not self.ended(tokens[prompt_len:])
-        banned = set(self.min_tokens_ban) if short else set()
+        banned = set(self.min_tokens_ban) if len(tokens) - prompt_len < self.params.min_tokens else set()
         for *head, last in self.bad_words:
             if not head or list(tokens[-len(head) :]) == head:
                 banned.add(last)

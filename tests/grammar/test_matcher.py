@@ -2,6 +2,7 @@
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,14 @@ def test_every_walk_is_an_answer(grammars, tokens, asked, pattern):
         ids, ended = walk(matcher(grammars, **asked), seed)
         got = text(tokens, ids).decode("utf-8", "replace")
         assert not ended or re.fullmatch(pattern, got), got
+
+
+def test_a_tokenizer_that_does_not_give_a_text_back(tokens):
+    """As some do, which put a space before every text: what the grammar forces is then cut into the longest tokens."""
+    for wrong in ([3, 3], [], list(range(9))):
+        g = Grammars(lambda: replace(tokens, encode=lambda text: tokens.encode(text[:1]) + wrong))  # noqa: B023
+        ids, ended = walk(matcher(g, regex="hello the quick"), 0)
+        assert ended and text(tokens, ids) == b"hello the quick"
 
 
 def test_control_tokens_and_ids_without_bytes_are_never_allowed_inside(grammars, tokens):
