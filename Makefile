@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-gpu check soak clean
+.PHONY: run test test-gpu test-interchange check soak clean
 
 run: .venv/ready
 	.venv/bin/gramme run
@@ -15,6 +15,10 @@ test: .venv-base/ready .venv-torch/ready
 # On a machine with a GPU and its own torch and triton: the kernels' tests on the GPU.
 test-gpu:
 	$(PYTHON) -m pytest tests/kernels/cuda
+
+# Other projects' readers, in an environment of their own: the same weights, the same ids.
+test-interchange: .venv-interchange/ready
+	.venv-interchange/bin/python -m pytest tests/formats/test_interchange.py tests/text/test_published.py
 
 check: .venv-base/ready
 	.venv-base/bin/ruff check .
@@ -37,9 +41,15 @@ check: .venv-base/ready
 	.venv-torch/bin/python $(PIP) -e . pytest hypothesis jsonschema transformers triton
 	touch $@
 
+.venv-interchange/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-interchange
+	.venv-interchange/bin/python $(PIP) torch==2.13.0
+	.venv-interchange/bin/python $(PIP) -e . pytest hypothesis transformers compressed-tensors sentencepiece mistral-common
+	touch $@
+
 # Ten minutes of load, leaving clients and bad input: nothing may grow.
 soak: .venv-base/ready
 	PYTHONPATH=. .venv-base/bin/python bench/soak.py
 
 clean:
-	rm -rf .venv .venv-base .venv-torch build dist *.egg-info
+	rm -rf .venv .venv-base .venv-torch .venv-interchange build dist *.egg-info

@@ -21,9 +21,9 @@ from gramme.formats.grouped import Form, Grouped
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 32 << 20  # metadata and tensor table; 262,144 tokens with their merges take 12 MB
-MAX_ENTRIES = 1 << 16  # metadata keys, and tensors
-MAX_STRING_BYTES = 16 << 20
-MAX_STRINGS = 1 << 20  # of one array
+MAX_ENTRIES = 1 << 14  # metadata keys, and tensors
+MAX_STRING_BYTES = 8 << 20
+MAX_STRINGS = 1 << 19  # of one array; the longest known list has 514,906 merges
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
 STRING, ARRAY, BOOL = 8, 9, 7

@@ -99,7 +99,7 @@ def test_what_is_no_gguf_is_refused_by_its_content(refuses, content, match):
     refuses(content, match)
 
 
-HUGE = [1 << 16 | 1, 1 << 32, 1 << 63, (1 << 64) - 1]
+HUGE = [1 << 14 | 1, 1 << 32, 1 << 63, (1 << 64) - 1]
 
 
 @pytest.mark.parametrize("count", HUGE)
@@ -133,7 +133,7 @@ def test_nested_arrays_and_bad_text(refuses):
     refuses(header({}, [], pairs=1) + string(b"\xff") + bytes(64), "metadata key 0 is not UTF-8")
     refuses(header({"k": b"\xff"}, []), "metadata 'k' is not UTF-8")
     refuses(header({"k": ["a", b"\xc3"]}, []), "metadata 'k': string 1 is not UTF-8")
-    refuses(start + struct.pack("<IQ", 8, MAX_STRING_BYTES + 1), "claims a string of 16777217 bytes")
+    refuses(start + struct.pack("<IQ", 8, MAX_STRING_BYTES + 1), "claims a string of 8388609 bytes")
     cut = start + struct.pack("<IIQ", 9, 8, 3) + string("abc") + struct.pack("<Q", 1 << 62) + bytes(64)
     refuses(cut, "metadata 'k': string 1 of 3 at byte 60 ends beyond the header")
 
