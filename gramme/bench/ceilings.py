@@ -1,8 +1,70 @@
-"""Measures what this machine allows: for now, how fast memory is read. Knows no model."""
+"""Measures what this machine allows: reading memory, multiplying, reading files. Knows no model.
+
+A ceiling is the best of several passes; `gramme doctor --measure` keeps them for the planner.
+"""
+import os
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from gramme.config import ConfigError
+from gramme.kernels.load import Backend, backend
+from gramme.quant.rounding import round_to_nearest
+
+MEMORY_BYTES = 1 << 28  # far beyond the caches of a desktop
+FILE_BYTES = 1 << 28
+TOKENS, ROWS, COLUMNS = 256, 2048, 2048  # a product that stays in cache: 2 MB of 4-bit codes
+
+
+def measure(threads: int, seconds: float = 1.5, disk: bool = True) -> dict[str, float]:
+    """bytes/s and operations/s by the planner's names; each probe runs for about `seconds`."""
+    kernels = _kernels(threads)
+    rates = {"bandwidth": read_bandwidth(threads, seconds=seconds), "float32": multiply_float32(seconds)}
+    if kernels is not None:
+        rates["int8"] = multiply_int8(kernels, seconds)
+    return rates | ({"disk": read_file(Path(tempfile.gettempdir()))} if disk else {})
+
+
+def read_bandwidth(threads: int, nbytes: int = MEMORY_BYTES, seconds: float = 0.5) -> float:
+    """bytes/s at which all threads read `nbytes` of memory: our kernels', numpy's BLAS where they are not built."""
+    matrix, kernels = np.ones((nbytes // 16384, 4096), np.float32), _kernels(threads)
+    x = np.ones(4096, np.float32)
+    read = (lambda: matrix @ x) if kernels is None else (lambda: kernels.device.kernels.read(matrix))
+    return matrix.nbytes / _best(read, seconds)
+
+
+def multiply_float32(seconds: float = 0.5) -> float:
+    """operations/s of numpy's BLAS on a product that stays in cache."""
+    a, b = np.ones((TOKENS, COLUMNS), np.float32), np.ones((COLUMNS, ROWS // 2), np.float32)
+    return 2 * TOKENS * COLUMNS * (ROWS // 2) / _best(lambda: a @ b, seconds)
+
+
+def multiply_int8(kernels: Backend, seconds: float = 0.5) -> float:
+    """operations/s of our kernels, 4-bit weights by 8-bit activations, on a product that stays in cache."""
+    rng = np.random.default_rng(0)
+    w = kernels.pack(round_to_nearest(rng.standard_normal((ROWS, COLUMNS), dtype=np.float32), 4, 128))
+    x = kernels.ops.quantise(rng.standard_normal((TOKENS, COLUMNS), dtype=np.float32), "int8/128")
+    return 2 * TOKENS * ROWS * COLUMNS / _best(lambda: kernels.ops.matmul(x, w, None), seconds)
+
+
+def read_file(directory: Path, nbytes: int = FILE_BYTES) -> float:
+    """bytes/s of a file that the system was asked to forget; what a host caches below us cannot be excluded."""
+    with tempfile.NamedTemporaryFile(dir=directory) as f:
+        for _ in range(nbytes >> 22):
+            f.write(os.urandom(1 << 12) * (1 << 10))
+        f.flush()
+        os.fsync(f.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        began = time.perf_counter()
+        with open(f.name, "rb", buffering=0) as again:
+            buffer = bytearray(1 << 22)
+            while again.readinto(buffer):
+                pass
+        return nbytes / (time.perf_counter() - began)
 
 
 def last_level_cache_bytes() -> int:
@@ -14,12 +76,19 @@ def last_level_cache_bytes() -> int:
     return max(sizes, default=32 << 20)
 
 
-def read_bandwidth(nbytes: int = 1 << 30, seconds: float = 0.5) -> float:
-    """GB/s at which BLAS, on all its threads, reads a matrix of `nbytes` once: the best of as many passes as fit."""
-    matrix, x = np.ones((nbytes // 16384, 4096), np.float32), np.ones(4096, np.float32)
+def _kernels(threads: int) -> Backend | None:
+    try:
+        return backend("cpu", threads)
+    except ConfigError:
+        return None
+
+
+def _best(run: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest pass among as many as fit."""
+    run()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
         began = time.perf_counter()
-        matrix @ x
+        run()
         best = min(best, time.perf_counter() - began)
-    return matrix.nbytes / best / 1e9
+    return best

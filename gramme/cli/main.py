@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 from gramme import __version__
 from gramme.cli.flags import Parser, add_flags, options
-from gramme.cli.options import EvalOptions, OutputOptions, PlanOptions, QuantizeOptions, RunOptions, SamplingOptions
+from gramme.cli.options import (
+    BenchOptions,
+    DoctorOptions,
+    EvalOptions,
+    OutputOptions,
+    PlanOptions,
+    QuantizeOptions,
+    RunOptions,
+    SamplingOptions,
+)
 from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.request import RequestError
 from gramme.serve.options import ServeOptions
@@ -30,6 +39,8 @@ VERBS = {
     "serve": Verb("answer over HTTP, in the form of OpenAI's API", "serve", (EngineConfig, ServeOptions)),
     "plan": Verb("whether a model fits, how fast it would be, and which configuration to take", "plan",
                  (EngineConfig, PlanOptions)),
+    "bench": Verb("measure a model in this process, beside its ceilings and its prediction", "bench",
+                  (EngineConfig, BenchOptions)),
     "eval": Verb("measure a model on texts, alone (ppl) or beside a reference (kl)", "eval",
                  (EngineConfig, EvalOptions)),
     "quantize": Verb("make a 4- or 8-bit copy that has lost little in every language", "quantize", (QuantizeOptions,),
@@ -38,7 +49,7 @@ VERBS = {
     "list": Verb("the models on this machine", "models", (OutputOptions,)),
     "show": Verb("what a model is and what it would take", "models", (EngineConfig, OutputOptions)),
     "rm": Verb("remove a model from the hub's cache", "models", needs_model=True),
-    "doctor": Verb("what this machine has and which kernels would run", "doctor", (OutputOptions,)),
+    "doctor": Verb("what this machine has and which kernels would run", "doctor", (DoctorOptions,)),
 }
 
 
@@ -54,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
         p.set_defaults(keys=keys)
         if name == "eval":
             p.add_argument("measure", choices=("ppl", "kl"), help="perplexity, or what was lost against --reference")
+        if name == "bench":
+            p.add_argument("measure", choices=("run",))
         if verb.needs_model:
             p.add_argument("model", help=MODEL if name == "quantize" else "org/name[@revision]")
         elif EngineConfig in verb.records:

@@ -43,6 +43,18 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    repeats: int = option(3, "bench run: passes of each test; the median counts")
+    calibration: bool = option(True, "bench run: learn from the errors of predictions, and use what was learnt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorOptions:
+    measure: bool = option(False, "measure memory, arithmetic and disk, and keep the result for plans: 10 seconds")
+    json: bool = option(False, "one line of JSON")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
     reference: str | None = option(None, "the model that is right, in float32; default: MODEL itself in float32")
     text: tuple[str, ...] = option((), "[NAME:]FILE, a text to measure on, as often as wanted; default: French and "

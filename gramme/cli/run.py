@@ -69,8 +69,8 @@ def _summary(llm: LLM, output: RequestOutput, began_s: float) -> str:
     r = _record(output, began_s)
     line = (f"[{r['prompt_tokens']} tokens in, {r['completion_tokens']} out; first token after {r['ttft_ms']:.1f} ms, "
             f"then {r['decode_tok_s']:.1f} tokens/s")
-    nbytes = llm.engine.plan.ledger.weights
-    if nbytes > 4 * last_level_cache_bytes():
-        rate = nbytes * r["decode_tok_s"] / 1e9
-        line += f"; weights read at {rate:.1f} GB/s, memory allows {read_bandwidth():.1f} GB/s"
+    p = llm.engine.plan
+    if p.ledger.weights > 4 * last_level_cache_bytes():
+        rate = p.ledger.weights * r["decode_tok_s"] / 1e9
+        line += f"; weights read at {rate:.1f} GB/s, memory allows {read_bandwidth(p.threads) / 1e9:.1f} GB/s"
     return line + "]"

@@ -30,6 +30,8 @@ class Work:
     kv_bytes: float = 0  # read and written
     matmul_ops: float = 0  # in products with weights
     attention_ops: float = 0
+    elements: float = 0  # touched between products: norms, rope, activations, softmax, quantisation
+    tokens: int = 0
 
     @property
     def nbytes(self) -> float:
@@ -46,7 +48,8 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.weight_bytes + other.weight_bytes, self.kv_bytes + other.kv_bytes,
-                    self.matmul_ops + other.matmul_ops, self.attention_ops + other.attention_ops)
+                    self.matmul_ops + other.matmul_ops, self.attention_ops + other.attention_ops,
+                    self.elements + other.elements, self.tokens + other.tokens)
 
 
 def weights(m: ModelConfig, dtype: str) -> Weights:
@@ -78,11 +81,13 @@ def step(m: ModelConfig, w: Weights, kv_dtype: str, rows: Sequence[tuple[int, in
     embed = w.embed * tokens // m.vocab_size
     seen = [_layer_sum(m, start, n) for start, n in rows]
     kv_tokens = sum(read for _, read in seen) + tokens * m.layers
+    pairs = sum(pairs for pairs, _ in seen)
     return Work(
         weight_bytes=w.layers + w.vectors + head + embed,
         kv_bytes=kv_tokens * m.kv_token_bytes(kv_dtype) / m.layers,
         matmul_ops=2 * tokens * layer_elements(m) + 2 * outputs * m.vocab_size * m.width,
-        attention_ops=4 * m.heads * m.head_dim * sum(pairs for pairs, _ in seen),
+        attention_ops=4 * m.heads * m.head_dim * pairs,
+        elements=tokens * m.layers * (12 * m.width + 4 * m.ff_width) + m.heads * pairs, tokens=tokens,
     )
 
 

@@ -12,7 +12,7 @@ LOGIT_BYTES = 36  # for each logit: itself, its copies while choosing, its rank 
 LOGIT_SHARE, LEAST_LOGITS_BYTES = 1 / 16, 4 << 20  # logits take this part of the weights' size, at least so much
 TOKEN_RECORD_BYTES = 128  # a token that the scheduler knows: an integer in two lists, its part of a page's record
 SEQUENCE_RECORD_BYTES = 16 << 10
-GRAPH_SHARE, LEAST_GRAPH_BYTES = 1 / 16, 2 << 20  # as of logits, for the buffers of steps that are captured
+GRAPH_SHARE, LEAST_GRAPH_BYTES = 1 / 24, 2 << 20  # likewise, for the buffers of steps that are captured
 ARENA_SLACK = 1.25 * 9 / 8  # blocks come in sizes an eighth apart, and a quarter more than is used is kept
 SCRATCH_BYTES = 512 << 10  # of a thread of the CPU kernels
 SPAN_TOKENS, SPAN_HEADS = 512, 8 * 32  # contexts are cut so where fewer heads of tokens than so many a thread are there
@@ -57,7 +57,7 @@ def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> i
     if backend == "cuda":
         return gpu_memory.activation_bytes(m, tokens, _itemsize(dtype), dense=True)
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
-    attention = 4 * m.width + 3 * (q + 2 * kv) + 2 * q  # floats a token: stream, norm, q, k, v before and after rope
+    attention = 4 * m.width + 2 * (q + kv) + kv + q  # floats a token: stream, norm, q, k, v before and after rope
     mlp = 3 * m.width + (1 if backend == "cpu" else 6) * m.ff_width
     floats = max(attention, mlp)
     if backend == "cpu":

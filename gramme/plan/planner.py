@@ -9,6 +9,7 @@ from gramme.plan.hardware import Hardware
 from gramme.plan.units import gb, parse_bytes
 
 KV_SHARE = 0.5  # of the memory that the weights leave, when the user names no figure
+KV_TIMES = 2.0  # the weights' size, likewise: a small model's process stays small
 DEFAULT_CHUNK_TOKENS, LEAST_CHUNK_TOKENS = 512, 16
 MOST_BYTES = 10**14
 LEAST_LENGTH = 1024  # tokens: no shorter context than this is chosen without being asked
@@ -64,7 +65,8 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
     left = ledger(1, chunk).left
     wanted, room = _pages(engine, length), int(left * (KV_SHARE if engine.memory is None else 1)) // page_bytes
     if engine.kv_tokens is None:  # a smaller share than half when one context needs it
-        wanted = min(wanted, max(room, least))
+        most = room if engine.memory is not None else min(room, int(KV_TIMES * w.total) // page_bytes)
+        wanted = min(wanted, max(most, least))
     pages = 1 + max(wanted, least)
     return Plan(
         backend=backend, dtype=dtype, kv_dtype=kv_dtype, page_size=size, pages=pages, max_model_len=length,

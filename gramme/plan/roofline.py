@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from gramme.config import INTEGER_BITS, ModelConfig
 from gramme.plan import cost
-from gramme.plan.gpus import Prediction, predict
+from gramme.plan.gpus import SHARE_SPREAD, Prediction, predict
 from gramme.plan.hardware import Hardware
 
 LAUNCHES_A_LAYER = 8  # on a GPU; a captured step still pays for the gaps between its kernels
@@ -14,12 +14,16 @@ WORTH = 0.95  # a form pays as long as it takes at most this part of a wider one
 # What our kernels reach of each ceiling where this machine has no record of its own. "cuda": the median of published
 # engines on consumer cards (tests/plan/test_published.py). "reference" unpacks integers in float64: not for speed.
 SHARES: dict[str, dict[str, float]] = {
-    "cpu": {"bandwidth": 0.85, "float32": 0.7, "int8": 0.8},
+    "cpu": {"bandwidth": 0.8, "float32": 0.6, "int8": 0.75},
     "cuda": {"bandwidth": 0.75, "fp32_accumulate": 0.7, "fp16_accumulate": 0.6, "int8": 0.5},
     "eager": {"bandwidth": 0.6, "float32": 0.5, "int8": 0.05, "fp32_accumulate": 0.5},
     "reference": {"bandwidth": 0.6, "float32": 0.5, "int8": 0.01},
 }
-HOST_S = {"cpu": 0.3e-3, "cuda": 0.3e-3, "eager": 2e-3, "reference": 2e-3}  # Python's part of a step
+HOST_S = {"cpu": 0.15e-3, "cuda": 0.3e-3, "eager": 1e-3, "reference": 1e-3}  # Python's part of a step
+# Of a layer: a step of few tokens is replayed by one call, longer ones go operation by operation.
+LAYER_S = {"cpu": (0.03e-3, 0.5e-3), "cuda": (0.0, 0.0), "eager": (0.5e-3, 0.5e-3), "reference": (0.3e-3, 0.3e-3)}
+REPLAYED_TOKENS = 64
+ELEMENT_OPS = 120  # an element between products costs as much as so many operations of float32 products at their best
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,13 @@ def seconds(work: cost.Work, s: Setup, phase: str) -> Prediction:
     attention = work.attention_ops * s.hardware.rate(s.compute) * shares[s.compute]
     attention /= s.hardware.rate(s.attention) * shares[s.attention]  # in operations of the other kind
     amounts = {"bandwidth": work.nbytes, s.compute: work.matmul_ops + attention}
-    launches = s.layers * LAUNCHES_A_LAYER if s.hardware.kind == "gpu" else 0
-    return _calibrated(predict(s.hardware, amounts, shares, launches), s, phase)
+    if s.hardware.kind == "gpu":
+        return _calibrated(predict(s.hardware, amounts, shares, s.layers * LAUNCHES_A_LAYER), s, phase, work.tokens)
+    # On a CPU the core that waits for a weight is the one that multiplies it: little overlaps, so times add up.
+    times = [amount / (s.hardware.rate(name) * shares[name]) for name, amount in amounts.items()]
+    times.append(work.elements * ELEMENT_OPS / s.hardware.rate("float32"))
+    low = max(max(times) / (1 + SHARE_SPREAD), *ceiling_times(work, s))
+    return _calibrated(Prediction(sum(times), low, sum(times) * (1 + SHARE_SPREAD)), s, phase, work.tokens)
 
 
 def total(works: Sequence[cost.Work], s: Setup, phase: str) -> Prediction:
@@ -124,8 +133,9 @@ def _as(s: Setup, dtype: str) -> Setup:
     return Setup(hardware=s.hardware, backend=s.backend, dtype=dtype, layers=s.layers)
 
 
-def _calibrated(p: Prediction, s: Setup, phase: str) -> Prediction:
-    host, f = HOST_S[s.backend], s.factors.get(phase, Factor())
+def _calibrated(p: Prediction, s: Setup, phase: str, tokens: int) -> Prediction:
+    host = HOST_S[s.backend] + s.layers * LAYER_S[s.backend][tokens > REPLAYED_TOKENS]
+    f = s.factors.get(phase, Factor())
     if not f.runs:
         spread = 2.0 if s.hardware.source == "assumed" else 1.0
         return Prediction(p.seconds + host, p.low_s / spread + host, p.high_s * spread + host)

@@ -10,7 +10,7 @@ from gramme.kernels.load import Backend
 from gramme.kernels.ops import Array, Edits, Sampled, Sampling, Step
 from gramme.models.decoder import Decoder
 from gramme.request import Logprob, Logprobs, Pooling
-from gramme.runtime.cache import kv_cache
+from gramme.runtime.cache import give_back_freed, kv_cache
 from gramme.runtime.graphs import Graphs
 from gramme.runtime.inputs import HostStep, Wanted, host_step, wanted
 from gramme.runtime.padded import PaddedGraphs
@@ -58,6 +58,7 @@ class Runner:
     def __init__(self, model: ModelConfig, plan: Plan, decoder: Decoder, backend: Backend):
         self.vocab_size, self.page_size, self.logit_rows = model.vocab_size, plan.page_size, plan.logit_rows
         self.decoder, self.backend, self.device = decoder, backend, backend.device
+        give_back_freed()
         self.kv = kv_cache(model, plan, backend.device)
         self.halved = 0  # steps for which memory did not suffice
         self.graphs: Graphs | PaddedGraphs
