@@ -62,8 +62,8 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
     if name == "cuda":
         module, device = _cuda()
         kernels = module.Kernels(device.name, module.Settings(deterministic, half))
-        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, asynchronous=True,
-                       pads=True)
+        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, permutes=True,
+                       asynchronous=True, pads=True)
     raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")
 
 

@@ -78,18 +78,16 @@ def fixed_tile(n: int, k: int, gated: bool, processors: int) -> Tile:
 def activation_bytes(m: ModelConfig, tokens: int, itemsize: int, dense: bool) -> int:
     """The most that a step's arrays take at one time, `dense` saying that gate and up are made before their product.
 
-    While a sublayer runs, its caller holds input, norm and residual; attention holds the projection, the rotated
-    queries and its answer.
+    A layer's caller holds its input and the residual. Attention runs beside them, their sum and its norm, and holds the
+    projection, the rotated queries and its answer; the second norm comes while all of these but the last are there.
     """
     def size(width: int) -> int:
         return -(-tokens * width * itemsize // ALLOCATION) * ALLOCATION
 
-    q = m.heads * m.head_dim
-    qkv = q + 2 * m.kv_heads * m.head_dim
-    attention = size(qkv) + size(q) + max(size(q), size(m.width))
-    feed_forward = max(size(m.ff_width) + (size(2 * m.ff_width) if dense else 0), size(m.ff_width) + size(m.width))
-    norm = 2 * size(m.width)
-    return 3 * size(m.width) + max(attention, feed_forward, norm)
+    q, width = m.heads * m.head_dim, size(m.width)
+    attention = size(q + 2 * m.kv_heads * m.head_dim) + size(q) + max(size(q), width)
+    feed_forward = size(m.ff_width) + max(size(2 * m.ff_width) if dense else 0, width)
+    return max(4 * width + attention, 7 * width, 5 * width + feed_forward)
 
 
 def graph_bytes(m: ModelConfig, itemsize: int, pages: int) -> int:

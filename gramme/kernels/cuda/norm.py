@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gramme.kernels.cuda.launch import launch, rint
+from gramme.kernels.ops import Permuted
 
 
 class Quantised(NamedTuple):
@@ -65,14 +66,20 @@ def quantise_kernel(x, out, scales, sums, K: tl.constexpr, BLOCK: tl.constexpr, 
     _store_act(h, t, K, BLOCK, G, out, scales, sums)
 
 
-def add_norm(x: Tensor, r: Tensor | None, gain: Tensor, eps: float, act: str) -> tuple[Tensor | Quantised, Tensor]:
+def add_norm(x: Tensor, r: Tensor | None, gain: Tensor, eps: float,
+             act: str | Permuted) -> tuple[Tensor | Quantised, Tensor]:
+    if isinstance(act, Permuted):
+        h, total = add_norm(x, r, gain, eps, "float")
+        return quantise(h, act), total
     h, args = _act(x.shape, x.dtype, x.device, act)
     total = x if r is None else torch.empty_like(x)
     launch(add_norm_kernel, (len(x),), x, r, total, gain, eps, *args, r is not None, num_warps=_warps(x.shape[1]))
     return h, total
 
 
-def quantise(x: Tensor, act: str) -> Tensor | Quantised:
+def quantise(x: Tensor, act: str | Permuted) -> Tensor | Quantised:
+    if isinstance(act, Permuted):
+        return quantise(x[:, act.order], act.act)
     if act == "float":
         return x
     h, args = _act(x.shape, x.dtype, x.device, act)
@@ -80,8 +87,10 @@ def quantise(x: Tensor, act: str) -> Tensor | Quantised:
     return h
 
 
-def swiglu(x: Tensor, act: str) -> Tensor | Quantised:
+def swiglu(x: Tensor, act: str | Permuted) -> Tensor | Quantised:
     """(T, 2F), the gate first -> Act (T, F)."""
+    if isinstance(act, Permuted):
+        return quantise(swiglu(x, "float"), act)
     h, args = _act((len(x), x.shape[1] // 2), x.dtype, x.device, act)
     launch(swiglu_kernel, (len(x),), x, *args, num_warps=_warps(x.shape[1]))
     return h

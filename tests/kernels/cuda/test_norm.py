@@ -5,6 +5,7 @@ import torch
 
 from gramme.kernels import reference
 from gramme.kernels.cuda import norm
+from gramme.kernels.ops import Permuted
 from tests.kernels.cuda.close import TOLERANCE, worst_row
 
 SHAPES = [(1, 5), (3, 123), (7, 64), (2, 1000)]
@@ -55,3 +56,14 @@ def test_a_norm_and_an_activation_function_quantise_what_they_would_have_answere
     whole, parts = norm.add_norm(x, r, gain, 1e-5, "float")[0], norm.add_norm(x, r, gain, 1e-5, "int8/32")[0]
     assert torch.equal(parts.values, norm.quantise(whole, "int8/32").values)
     assert torch.equal(norm.swiglu(x, "int8/32").values, norm.quantise(norm.swiglu(x, "float"), "int8/32").values)
+
+
+@pytest.mark.parametrize("form", ["float", "int8/32"])
+def test_another_order_of_columns_is_the_form_of_the_reordered_activation(device, form):
+    (x, r), _ = arrays(3, 64, "float32", device)
+    gain, order = torch.rand(64, device=device), torch.randperm(64, device=device).int()
+    act, same = Permuted(form, order), lambda a, b: all(map(torch.equal, a[:3], b[:3]))
+    normed = norm.add_norm(x, r, gain, 1e-5, "float")[0]
+    assert same(norm.add_norm(x, r, gain, 1e-5, act)[0], norm.quantise(normed[:, order], form))
+    wide = torch.cat([x, r], -1)
+    assert same(norm.swiglu(wide, act), norm.quantise(norm.swiglu(wide, "float")[:, order], form))
