@@ -34,23 +34,29 @@ def awq(w: Grouped) -> dict[str, Array]:
     """AutoAWQ's "gemm": 8 rows of the matrix in a word, with zero points as they are."""
     if w.bits != 4:
         raise ConfigError(f"awq files hold 4 bits, not {w.bits}")
-    interleaved = lambda a: pack(np.ascontiguousarray(a.T).reshape(-1, w.shape[0] // 8, 8)[..., AWQ_ORDER].reshape(
-        -1, w.shape[0]), 4)
-    return {"qweight": interleaved(w.codes), "qzeros": interleaved(zero_points(w)),
+    return {"qweight": _interleaved(w.codes), "qzeros": _interleaved(zero_points(w)),
             "scales": _rows_last(w.scales, np.float16)}
+
+
+def _interleaved(a: Array) -> Array:
+    """(N, K) codes of 4 bits -> (K, N / 8) words in AWQ's order."""
+    rows = np.ascontiguousarray(a.T)
+    return pack(rows.reshape(len(rows), -1, 8)[..., AWQ_ORDER].reshape(rows.shape), 4)
 
 
 def pack(codes: Array, bits: int) -> Array:
     """(R, n) codes -> (R, n * bits / 32) int32 words."""
     words = codes.reshape(len(codes), -1, 32 // bits).astype(np.uint32)
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    return np.bitwise_or.reduce(words << shifts, -1).view(np.int32)
+    packed: Array = np.bitwise_or.reduce(words << shifts, -1).view(np.int32)
+    return packed
 
 
 def zero_points(w: Grouped) -> Array:
     """(N, K / G) uint8; 0 where the scale is."""
     safe = np.where(w.scales == 0, 1, w.scales)
-    return np.rint(np.where(w.scales == 0, 0, w.offsets / safe)).astype(np.uint8)
+    points: Array = np.rint(np.where(w.scales == 0, 0, w.offsets / safe)).astype(np.uint8)
+    return points
 
 
 def _rows_last(a: Array, dtype: Any) -> Array:
