@@ -70,7 +70,10 @@ class AsyncLLM:
 
     @property
     def stalled(self) -> bool:
-        """No step has ended and no ping was answered for longer than the limit. A long prompt counts by its chunks."""
+        """No step that ran anything has ended, and no ping was answered in idleness, for longer than the limit.
+
+        A long prompt gets on by its chunks.
+        """
         return self.ready is not None and time.monotonic() - self.heard_s > self.stall_limit_s
 
     async def start(self) -> None:
@@ -138,7 +141,8 @@ class AsyncLLM:
                 self._process.kill()
 
     def _take(self, message: FromEngine) -> None:
-        self.heard_s = time.monotonic()
+        if not (isinstance(message, Updates) and _stands_still(message)):
+            self.heard_s = time.monotonic()
         match message:
             case Ready():
                 self.ready = message
@@ -154,6 +158,12 @@ class AsyncLLM:
     def _give(self, request_id: str, what: Update | Exception) -> None:
         if request_id in self._waiting:  # otherwise its client has gone
             self._waiting[request_id].put_nowait(what)
+
+
+def _stands_still(message: Updates) -> bool:
+    """Steps are made, and nothing runs in them although something should."""
+    s = message.stats
+    return not message.updates and s.rows == 0 and s.running + s.waiting > 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@
 "nan:2,7"       the logits of sequences whose first prompt token is 7 are NaN from their second position on
 "pages:10"      ten of a hundred times the pool says that it has no page
 "slow:50"       up to 50 ms of delay, seeded, before each step
+"stuck"          no step runs anything, though requests wait
 "refuse"        taking any request whose first prompt token is 13 raises
 "leak:1000"     each request leaves 1,000 kB behind: what the soak must catch
 Several are separated by semicolons.
@@ -42,26 +43,15 @@ def _raise(engine: Engine, argument: str) -> None:
 
 def _nan(engine: Engine, argument: str) -> None:
     position, token = map(int, argument.split(","))
-    choose, decoder = engine.runner._choose, engine.runner.decoder
+    choose = engine.runner._choose
 
-    class Poisoned:
-        """The decoder, but for the rows that `mark` has found."""
+    def poison(logits: Any, batch: Any, chunk: Any, choosers: Any) -> Any:
+        bad = [i for i, w in enumerate(chunk)
+               if batch.rows[w.row].seq.tokens[0] == token and w.position >= position]
+        logits[bad] = float("nan")
+        return choose(logits, batch, chunk, choosers)
 
-        hidden, normed = decoder.hidden, decoder.normed
-        rows: list[int]
-
-        def logits(self, hidden: Any, rows: Any) -> Any:
-            out = decoder.logits(hidden, rows)
-            out[self.rows] = float("nan")
-            return out
-
-    def mark(hidden: Any, batch: Any, chunk: Any, choosers: Any) -> Any:
-        poisoned.rows = [i for i, w in enumerate(chunk)
-                         if batch.rows[w.row].seq.tokens[0] == token and w.position >= position]
-        return choose(hidden, batch, chunk, choosers)
-
-    poisoned = Poisoned()
-    engine.runner.decoder, engine.runner._choose = poisoned, mark  # type: ignore
+    engine.runner._choose = poison  # type: ignore[method-assign]
 
 
 def _pages(engine: Engine, argument: str) -> None:
@@ -83,6 +73,10 @@ def _slow(engine: Engine, argument: str) -> None:
         return step()
 
     engine.step = delayed  # type: ignore[method-assign]
+
+
+def _stuck(engine: Engine, argument: str) -> None:
+    engine.scheduler.max_batch_tokens = 0
 
 
 def _refuse(engine: Engine, argument: str) -> None:
@@ -108,5 +102,5 @@ def _leak(engine: Engine, argument: str) -> None:
 
 
 FAULTS: dict[str, Callable[[Engine, str], None]] = {
-    "raise": _raise, "nan": _nan, "pages": _pages, "slow": _slow, "refuse": _refuse, "leak": _leak,
+    "raise": _raise, "nan": _nan, "pages": _pages, "slow": _slow, "stuck": _stuck, "refuse": _refuse, "leak": _leak,
 }

@@ -1,5 +1,5 @@
 """The soak in its short form, and a build that leaks on purpose, which it must catch. `make soak` is the long form."""
-from canary import Served  # noqa: F401
+from canary import Served  # noqa: F401 (puts bench/ on the path)
 from soak import soak
 
 
