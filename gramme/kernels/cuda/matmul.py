@@ -131,11 +131,19 @@ def matmul_kernel(x, x_scales, x_sums, codes, scales, offsets, bias, out, partia
 
 def tile_product(x: Tensor | Quantised, w: Tensor | Packed, bias: Tensor | None, gated: bool, tile: Tile, half: bool,
                  scratch: Tensor, locks: Tensor) -> Tensor:
-    """x (T, K) times w (N, K), or with `gated` silu of its first half times its second, cut as `tile` says."""
+    """x (T, K) times w (N, K), or with `gated` silu of its first half times its second, cut as `tile` says.
+
+    As many tokens at a time as have room for their parts in `scratch`: a row's result does not depend on it.
+    """
     integers = isinstance(w, Packed)
     values, x_scales, x_sums, dtype = x if isinstance(x, Quantised) else (x, None, None, x.dtype)
     tokens, k = values.shape
     n = (w.rows if integers else len(w)) // (2 if gated else 1)
+    tiles = min(scratch.numel() // (tile.splits * tile.m * tile.n * (2 if gated else 1)), locks.numel())
+    most = tiles // -(-n // tile.n) * tile.m
+    if tile.splits > 1 and tokens > most:
+        parts = (_rows(x, slice(first, first + most)) for first in range(0, tokens, most))
+        return torch.cat([tile_product(part, w, bias, gated, tile, half, scratch, locks) for part in parts])
     codes, scales, offsets, rows, bits = w if integers else (w, None, None, len(w), 16)
     block = w.block if integers else 0
     step = k // x_scales.shape[1] if bits == 8 else block or FLOAT_BLOCK_K
@@ -146,6 +154,10 @@ def tile_product(x: Tensor | Quantised, w: Tensor | Packed, bias: Tensor | None,
            w.group if integers else step, offsets is not None, bias is not None, gated, half, tile.m, tile.n,
            num_warps=tile.warps, num_stages=tile.stages)
     return out
+
+
+def _rows(x: Tensor | Quantised, rows: slice) -> Tensor | Quantised:
+    return Quantised(*(a[rows] for a in x[:3]), x.dtype) if isinstance(x, Quantised) else x[rows]
 
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

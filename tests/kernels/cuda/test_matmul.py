@@ -107,6 +107,15 @@ def test_floats(device, tile, dtype):
     assert worst_row(run(device, x, w, tile), hx @ hw.T) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_more_tokens_than_have_room_for_their_parts(device, bits):
+    w, tile, act = integers(7, 96, bits, 32, True), Tile(16, 16, 3), "int8/32" if bits == 8 else "float"
+    x, _ = activations(16 * PROCESSORS * LOCKS + 9, 96, "float32", device)
+    whole = run(device, norm.quantise(x, act), pack(w, device), tile)
+    for part in (slice(0, 20), slice(500, len(x))):
+        assert torch.equal(whole[part], run(device, norm.quantise(x[part], act), pack(w, device), tile))
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("scratch_rows", [16, 64])
