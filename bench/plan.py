@@ -49,8 +49,8 @@ def load(model, dtype, length):
     """An engine, the bytes it took, and the machine."""
     from gramme.bench.run import resident_bytes
     from gramme.config import EngineConfig, GenerationDefaults
-    from gramme.kernels.cpu.library import available
     from gramme.kernels.load import backend
+    from gramme.kernels.present import available
     from gramme.llm.engine import Engine
     from gramme.models.load import build
     from gramme.models.open import open_model
@@ -115,7 +115,7 @@ def run(args):
     length = max(t.prompt + t.answer + 1 for t in map(test, points))
     engine, before, hardware = load(args.model, args.dtype, max(length, 256))
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    entry = found.setdefault(f"{args.model} {args.dtype}", {"points": {}})
+    entry = found.setdefault(f"{args.model or 'gramme-nano'} {args.dtype}", {"points": {}})
     most = fullest(engine, before)
     for point in points:
         entry["points"][point] = made = pairs(engine, hardware, point, args.pairs)

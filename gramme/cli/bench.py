@@ -6,7 +6,7 @@ from dataclasses import replace
 from gramme.cli.flags import settle
 from gramme.cli.options import BenchOptions
 from gramme.config import ConfigError, EngineConfig
-from gramme.kernels.cpu.library import available
+from gramme.kernels.present import available
 from gramme.plan.hardware import this_machine
 from gramme.plan.units import gb
 
