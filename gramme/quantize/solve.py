@@ -37,7 +37,7 @@ def gptq(w: Tensor, moments: Tensor, grid: Grid) -> Grouped:
     parts = grid.split(w)
     fit = grid.best(parts, diagonal_blocks(moments, grid.group))
     order = torch.argsort(moments.diagonal(), descending=True, stable=True)
-    inverse = _inverse_factor(moments[order][:, order])
+    inverse = _inverse_factor(moments[order[:, None], order])
     left, codes = w[:, order].clone(), torch.empty_like(w)
     for start in range(0, w.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
@@ -74,13 +74,15 @@ def _block(left: Tensor, codes: Tensor, inverse: Tensor, order: Tensor, grid: Gr
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:
-    """Upper Cholesky factor of the damped moments' inverse. Inputs that were always 0 count as independent."""
-    diagonal = moments.diagonal()
-    dead = diagonal == 0
+    """Upper Cholesky factor of the damped moments' inverse. Inputs that were always 0 count as independent.
+
+    Overwrites `moments`: for 14,336 columns each such matrix takes 0.8 GB.
+    """
+    diagonal = moments.diagonal().clone()
     for damp in (DAMP, 10 * DAMP, 100 * DAMP):
-        damped = moments.clone()
-        damped.diagonal().add_(damp * diagonal.mean() + dead)
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        moments.diagonal().copy_(diagonal + damp * diagonal.mean() + (diagonal == 0))
+        factor, failed = torch.linalg.cholesky_ex(moments)
         if not failed:
-            return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+            torch.cholesky_inverse(factor, out=moments)
+            return torch.linalg.cholesky(moments, upper=True, out=factor)
     raise ModelError("the second moments of a matrix's inputs are not finite: the model's activations overflow")

@@ -169,6 +169,18 @@ def test_a_gain_in_bfloat16_loses_nothing():
     torch.testing.assert_close(folded["attn_norm"] * folded["q"], layer["attn_norm"] * layer["q"])
 
 
+def test_folded_moments_are_those_of_the_folded_layers_inputs():
+    source = random_source(MODEL, 2)
+    (_, moments), streams, steps = calibrated(MODEL, source)
+    folded = tensors(0, source)
+    awq.fold(folded, moments, MODEL, Grid(4, 32, "free", torch.float16), torch.float32)
+    take = lambda n: folded[n.removeprefix("layers.0.")].numpy() if n.startswith("layers.0.") else source(n)
+    watch = Watch(backend("eager"))
+    _, want = watch.layer(build(MODEL, take, watch.kernels, "float32", 64), 0, streams, steps)
+    for name, a in want.items():
+        assert (a - moments[name]).abs().max() < 1e-4 * a.abs().max(), name
+
+
 def test_moments_are_those_of_each_matrix_input():
     source = random_source(MODEL, 1)
     (after, moments), streams, steps = calibrated(MODEL, source)
