@@ -7,7 +7,7 @@ import torch
 from gramme.config import ModelConfig
 from gramme.quantize.recipe import Recipe
 
-BASE_BYTES = 400 << 20  # Python, torch and their buffers
+BASE_BYTES = 600 << 20  # Python, torch and their buffers
 PROBE = 1024  # columns of the matrix whose product shows the machine's speed
 
 
@@ -20,14 +20,15 @@ class Need:
 
 
 def need(m: ModelConfig, recipes: list[Recipe], tokens: int, flops_per_s: float) -> Need:
-    """Memory: the embedding, two layers in float32, the moments, what GPTQ's inverse takes, the calibration stream."""
+    """Memory: the embedding, three layers in float32 (the layer, and copies of its largest matrices while they are
+    solved), the moments, four matrices of their size for GPTQ's inverse, the calibration streams before and after."""
     layer = replace(m, layers=1, windows=())
     embed = 4 * m.vocab_size * m.width
     matrices = [(rows, columns) for rows, columns, _ in layer.matrices()[1:]]
     layer_bytes = 4 * sum(rows * columns for rows, columns in matrices)
     inputs = [columns for _, columns in matrices]
     inverse = 4 * 4 * max(inputs) ** 2 if any(r.method == "gptq" for r in recipes) else 0
-    memory = BASE_BYTES + embed + 2 * layer_bytes + 4 * sum(k * k for k in inputs) + inverse + 8 * tokens * m.width
+    memory = BASE_BYTES + embed + 3 * layer_bytes + 4 * sum(k * k for k in inputs) + inverse + 16 * tokens * m.width
     disk = int(m.layers * layer_bytes / 4 * 1.3 * len(recipes)) + 8 * tokens * m.width
     flops = m.layers * (_forward(matrices, tokens) + sum(_solving(matrices, r) for r in recipes))
     return Need(memory, disk, flops, flops / flops_per_s)
