@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gramme import __version__
 from gramme.cli.flags import Parser, add_flags, options
 from gramme.cli.options import (
+    RECIPE,
     BenchOptions,
     DoctorOptions,
     EvalOptions,
@@ -17,6 +18,7 @@ from gramme.cli.options import (
     QuantizeOptions,
     RunOptions,
     SamplingOptions,
+    TrainOptions,
 )
 from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.request import RequestError
@@ -41,10 +43,11 @@ VERBS = {
                  (EngineConfig, PlanOptions)),
     "bench": Verb("measure a model in this process, beside its ceilings and its prediction", "bench",
                   (EngineConfig, BenchOptions)),
-    "eval": Verb("measure a model on texts, alone (ppl) or beside a reference (kl)", "eval",
+    "eval": Verb("measure a model: on texts, beside a reference, its translations, its answers", "eval",
                  (EngineConfig, EvalOptions)),
     "quantize": Verb("make a 4- or 8-bit copy that has lost little in every language", "quantize", (QuantizeOptions,),
                      needs_model=True),
+    "train": Verb("train a model on your own texts: --config FILE is the recipe", "train", (TrainOptions,)),
     "pull": Verb("fetch a model from the hub", "models", needs_model=True),
     "list": Verb("the models on this machine", "models", (OutputOptions,)),
     "show": Verb("what a model is and what it would take", "models", (EngineConfig, OutputOptions)),
@@ -58,13 +61,14 @@ def parser() -> argparse.ArgumentParser:
         "Run open-weight language models on hardware you own. Every flag is also GRAMME_FLAG in the environment and a "
         "key in --config FILE."))
     top.add_argument("--version", action="version", version=f"gramme {__version__}")
-    keys = {"model", *(name for verb in VERBS.values() for record in verb.records for name in options(record))}
+    keys = {"model", *RECIPE, *(name for verb in VERBS.values() for record in verb.records for name in options(record))}
     made = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         p = made.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
         p.set_defaults(keys=keys)
         if name == "eval":
-            p.add_argument("measure", choices=("ppl", "kl"), help="perplexity, or what was lost against --reference")
+            p.add_argument("measure", choices=("ppl", "kl", "translate", "prompts", "bias"), help=(
+                "perplexity; what was lost against --reference; chrF and BLEU; answers to fifty prompts; CrowS-Pairs"))
         if name == "bench":
             p.add_argument("measure", choices=("run",))
         if verb.needs_model:

@@ -59,6 +59,8 @@ class EvalOptions:
     reference: str | None = option(None, "the model that is right, in float32; default: MODEL itself in float32")
     text: tuple[str, ...] = option((), "[NAME:]FILE, a text to measure on, as often as wanted; default: French and "
                                        "English novels and sentences")
+    pairs: str | None = option(None, "translate: lines of English, a tab and French; default: 1,000 held out of the "
+                                     "embedded model's training. bias: a CrowS-Pairs file")
     window: int | None = option(None, "tokens that are run together; default: 2048 or the model's context")
     stride: int | None = option(None, "tokens between windows; default: the window, as in the GPTQ paper")
     json: bool = option(False, "one line of JSON")
@@ -83,6 +85,17 @@ class QuantizeOptions:
     keep_worst: int = option(0, "leave so many of the most harmful layers at 8 bits")
     layers: int | None = option(None, "solve so many layers only, to measure memory and time; nothing is saved")
     threads: int | None = option(None, "CPU threads; default: the cores that this process may use")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """The other tables of the file are the recipe, see `train/recipe.py`."""
+
+    data: str = option(".", "the folder that the recipe's files are in")
+    run: str | None = option(None, "the run's folder, which is gone on with when it exists; default: runs/RECIPE")
+
+
+RECIPE = ("files", "mix", "model", "recipe", "language_weights")  # tables of a `train` file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

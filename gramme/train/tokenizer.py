@@ -3,14 +3,16 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ("<s>", "</s>", "[INST]", "[/INST]")
 # Words keep the space before them; an elision (l', d', qu') and an English ending ('s, 't) are pieces of their own.
 PIECES = r" ?\p{L}+'|'(?:s|t|m|d|ll|re|ve)\b| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
+# Keyboards and typographers write these differently; the model need not learn the difference.
+SAME = (("\u202f", " "), ("\xa0", " "), ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'), ("…", "..."))
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
+    "{% if message.role == 'user' %}[INST] {{ message.content }}[/INST]"
     "{% elif message.role == 'assistant' %} {{ message.content }}{{ eos_token }}"
     "{% elif message.role != 'system' %}{{ raise_exception('unknown role ' ~ message.role) }}{% endif %}{% endfor %}"
 )
@@ -18,6 +20,7 @@ TEMPLATE = (
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *(normalizers.Replace(a, b) for a, b in SAME)])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PIECES), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -1,20 +1,19 @@
-"""Trains a decoder of `models` with plain PyTorch: AdamW, warm-up and cosine, clipping, exact resume.
+"""Trains a decoder of `models` with plain PyTorch: AdamW, warm-up and decay, clipping, exact resume.
 
-Knows rows of tokens, no text. A run is a folder: config.json, log.jsonl and the newest checkpoint.
+Knows rows of tokens, no text. A run is a folder: recipe.json, ledger.json, log.jsonl and the newest checkpoint.
 """
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gramme.config import ModelConfig
@@ -22,31 +21,20 @@ from gramme.kernels.load import backend
 from gramme.kernels.ops import Step
 from gramme.models.decoder import Decoder
 from gramme.models.load import build, random_source
+from gramme.train import checkpoint
+from gramme.train.ledger import held, predict
+from gramme.train.ops import ChunkedCrossEntropy, training_ops
+from gramme.train.optimizer import optimizers, schedule, set_rates
+from gramme.train.progress import Line, measured_peak, operations
+from gramme.train.recipe import Recipe
+from gramme.train.rows import Batch
 
-Batch = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> (B, n + 1) tokens, (B, n) loss weights
-
-
-@dataclass(frozen=True)
-class Recipe:
-    steps: int
-    batch_tokens: int = 8192
-    length: int = 256
-    learning_rate: float = 3e-3
-    floor: float = 0.02  # of the learning rate, at the end
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    seed: int = 0
-    bf16: bool = False  # matmuls in bfloat16; weights and moments stay float32
-    loss_chunk_tokens: int = 2048
-    checkpoint_s: float = 60.0
-    novel_share: float = 0.35  # of the batches
+Source = Callable[[int], Batch]  # number of a micro-batch -> its rows
 
 
-def new_decoder(m: ModelConfig, seed: int) -> Decoder:
+def new_decoder(m: ModelConfig, seed: int, dtype: str = "float32") -> Decoder:
     """Random weights; the two matrices that write to the residual stream start smaller by sqrt(2 L)."""
-    draw = random_source(m, seed)
+    draw, eager = random_source(m, seed), backend("eager")
 
     def source(name: str) -> np.ndarray:
         a = draw(name)
@@ -54,7 +42,8 @@ def new_decoder(m: ModelConfig, seed: int) -> Decoder:
             return np.zeros_like(a) if name.endswith("bias") else np.ones_like(a)
         return a / np.float32(math.sqrt(2 * m.layers)) if name.endswith((".o", ".down")) else a
 
-    decoder = build(m, source, backend("eager"), "float32", m.max_positions)
+    fast = replace(eager, ops=training_ops(eager.ops, getattr(torch, dtype)))
+    decoder = build(m, source, fast, dtype, m.max_positions)
     for _, a in decoder.named_weights():
         a.requires_grad_(True)
     return decoder
@@ -68,105 +57,117 @@ def rows_step(tokens: Tensor) -> Step:
     return Step(tokens.flatten(), i % length, i, starts, lengths, i[:0], i, length, length)
 
 
-def loss(decoder: Decoder, tokens: Tensor, weights: Tensor, chunk: int) -> Tensor:
-    """Weighted mean cross-entropy of the next token, nats; the logits of `chunk` tokens exist at a time."""
+def loss(decoder: Decoder, batch: Batch, chunk: int) -> Tensor:
+    """Weighted sum of the next tokens' cross-entropy, nats; tokens of weight 0 never reach the head."""
+    tokens, weights = torch.from_numpy(batch[0]).long(), torch.from_numpy(batch[1]).flatten()
     x, r = decoder.hidden(rows_step(tokens[:, :-1]), None)
-    targets, w, total = tokens[:, 1:].reshape(-1), weights.reshape(-1), torch.zeros(())
-    for i in range(0, len(targets), chunk):
-        part = slice(i, i + chunk)
-        total = total + torch.utils.checkpoint.checkpoint(
-            _chunk_loss, decoder, x[part], r[part], targets[part], w[part], use_reentrant=False)
-    return total / w.sum()
+    rows = weights.nonzero()[:, 0]
+    targets, normed = tokens[:, 1:].flatten()[rows], decoder.normed((x[rows], r[rows]))
+    return ChunkedCrossEntropy.apply(normed, decoder.head.packed, targets, weights[rows], chunk)
 
 
-def _chunk_loss(decoder: Decoder, x: Tensor, r: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    logits = decoder.logits((x, r), None)
-    return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+@dataclass(frozen=True)
+class Trainer:
+    """The weights that are optimised are float32; with bf16 the products are made on a copy of them."""
+
+    recipe: Recipe
+    decoder: Decoder  # whose weights are optimised
+    worker: Decoder  # which runs: the same, or its copy in bfloat16
+    optimizers: Sequence[torch.optim.Optimizer]
+    pool: ThreadPoolExecutor
+
+    @classmethod
+    def new(cls, m: ModelConfig, recipe: Recipe, pool: ThreadPoolExecutor) -> "Trainer":
+        decoder = new_decoder(m, recipe.seed)
+        worker = new_decoder(m, recipe.seed, "bfloat16") if recipe.bf16 else decoder
+        rules = optimizers(dict(decoder.named_weights()), heights(m), recipe, pool.map)
+        return cls(recipe, decoder, worker, rules, pool)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.decoder.named_weights())
+
+    def step(self, number: int, source: Source) -> dict[str, float]:
+        """The micro-batches run side by side, and their gradients are added in order: the sum does not depend on how
+        many threads made it."""
+        began, share, recipe = time.perf_counter(), schedule(self.recipe, number), self.recipe
+        set_rates(self.optimizers, share)
+        self.refresh()
+        parts = [source(number * recipe.micro_batches + i) for i in range(recipe.micro_batches)]
+        counted, value = float(sum(weights.sum() for _, weights in parts)), 0.0
+        for nats, gradients in self.pool.map(lambda part: self._gradients(part, counted), parts):
+            value += nats
+            for a, g in zip(self.weights.values(), gradients, strict=True):
+                a.grad = g.float() if a.grad is None else a.grad.add_(g)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return {"step": number, "loss": value, "norm": norm.item(), "lr": recipe.learning_rate * share,
+                "tokens": sum(weights.size for _, weights in parts), "counted": counted,
+                "s": time.perf_counter() - began}
+
+    def held_out(self, batches: Sequence[Batch]) -> float:
+        """Nats a token."""
+        self.refresh()
+        with torch.no_grad():
+            nats = sum(loss(self.worker, batch, self.recipe.loss_chunk_tokens).item() for batch in batches)
+        return nats / float(sum(weights.sum() for _, weights in batches))
+
+    def refresh(self) -> None:
+        """The worker's weights become those that were optimised."""
+        if self.worker is not self.decoder:
+            with torch.no_grad():
+                for (_, low), a in zip(self.worker.named_weights(), self.weights.values(), strict=True):
+                    low.copy_(a)
+
+    def ledger(self, m: ModelConfig, batch: Batch) -> dict[str, dict[str, int]]:
+        """Predicted and measured bytes of a micro-batch."""
+        weights = list(self.weights.values())
+        low = [a for _, a in self.worker.named_weights()]
+        with held(weights + low + [self.worker.rope_table]) as count:
+            loss(self.worker, batch, self.recipe.loss_chunk_tokens)
+            activations = count()
+        predicted = predict(m, sum(a.numel() for a in weights), *batch[1].shape, int((batch[1] > 0).sum()),
+                            2 if self.recipe.bf16 else 4, self.recipe.loss_chunk_tokens)
+        return {"predicted": asdict(predicted), "measured": {"activations": activations}}
+
+    def _gradients(self, batch: Batch, counted: float) -> tuple[float, tuple[Tensor, ...]]:
+        value = loss(self.worker, batch, self.recipe.loss_chunk_tokens) / counted
+        return value.item(), torch.autograd.grad(value, [a for _, a in self.worker.named_weights()])
 
 
-def train(decoder: Decoder, batch: Batch, recipe: Recipe, folder: Path) -> list[dict]:
-    """Run, or go on with, the training in `folder`; returns the log's records of this call."""
+def train(m: ModelConfig, source: Source, recipe: Recipe, folder: Path, held_out: Sequence[Batch] = ()) -> Decoder:
+    """Run, or go on with, the training in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(decoder.named_weights())
-    optimizer = _optimizer(weights, recipe)
-    first, log, saved_s = _resume(folder, weights, optimizer), [], time.monotonic()
-    (folder / "config.json").write_text(json.dumps(asdict(recipe), indent=1))
-    for step in range(first, recipe.steps):
-        log.append(_train_step(decoder, optimizer, weights, batch, recipe, step))
-        with (folder / "log.jsonl").open("a") as f:
-            f.write(json.dumps(log[-1]) + "\n")
-        _progress(log, recipe)
-        if time.monotonic() - saved_s > recipe.checkpoint_s or step + 1 == recipe.steps:
-            _save(folder, weights, optimizer, step + 1)
-            saved_s = time.monotonic()
-    return log
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+    with ThreadPoolExecutor(recipe.workers) as pool:
+        trainer, saved_s = Trainer.new(m, recipe, pool), time.monotonic()
+        first = checkpoint.resume(folder, trainer.weights, trainer.optimizers)
+        (folder / "ledger.json").write_text(json.dumps(trainer.ledger(m, source(0)), indent=1))
+        line = Line(sys.stderr, recipe.steps, measured_peak(recipe.workers))
+        with _log(folder / "log.jsonl", first) as log:
+            for number in range(first, recipe.steps):
+                record, last = trainer.step(number, source), number + 1 == recipe.steps
+                if held_out and (last or number % recipe.check_steps == 0):
+                    record["held_out"] = trainer.held_out(held_out)
+                print(json.dumps(record), file=log, flush=True)
+                line.show(record, operations(m, record))
+                if last or time.monotonic() - saved_s > recipe.checkpoint_s:
+                    checkpoint.save(folder, trainer.weights, trainer.optimizers, number + 1)
+                    saved_s = time.monotonic()
+    return trainer.decoder
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then cosine to the floor (arXiv 1608.03983)."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.learning_rate * (recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * done)) / 2)
+def _log(file: Path, first: int) -> TextIO:
+    """The log, without the steps from `first` on that a kill undid."""
+    if file.exists():
+        file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:first]))
+    return file.open("a")
 
 
-def _train_step(decoder: Decoder, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], batch: Batch,
-                recipe: Recipe, step: int) -> dict:
-    began = time.perf_counter()
-    tokens, w = (torch.from_numpy(a) for a in batch(step))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, step)
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-        value = loss(decoder, tokens.long(), w, recipe.loss_chunk_tokens)
-    value.backward()
-    norm = torch.nn.utils.clip_grad_norm_(weights.values(), recipe.clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"step": step, "loss": value.item(), "norm": norm.item(), "lr": learning_rate(recipe, step),
-            "tokens": w.numel(), "s": time.perf_counter() - began}
-
-
-def _optimizer(weights: dict[str, Tensor], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); norms, biases and embeddings do not decay."""
-    decays = lambda name, a: a.ndim == 2 and name not in ("embed", "head")
-    groups = [{"params": [a for n, a in weights.items() if decays(n, a)], "weight_decay": recipe.weight_decay},
-              {"params": [a for n, a in weights.items() if not decays(n, a)], "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-
-
-def _save(folder: Path, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Atomic: a kill leaves the old checkpoint or the new one. The data's position is the step."""
-    tensors = {f"weight.{n}": a.detach() for n, a in weights.items()}
-    for name, a in weights.items():
-        state = optimizer.state[a]
-        tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
-    save_file(tensors, folder / "new.safetensors", {"step": str(step)})
-    os.replace(folder / "new.safetensors", folder / f"checkpoint-{step:07d}.safetensors")
-    for old in sorted(folder.glob("checkpoint-*.safetensors"))[:-1]:
-        old.unlink()
-
-
-def _resume(folder: Path, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    found = sorted(folder.glob("checkpoint-*.safetensors"))
-    if not found:
-        return 0
-    tensors, step = load_file(found[-1]), int(found[-1].stem.removeprefix("checkpoint-"))
-    with torch.no_grad():
-        for name, a in weights.items():
-            a.copy_(tensors[f"weight.{name}"])
-            optimizer.state[a] = {"step": torch.tensor(float(step)), "exp_avg": tensors[f"m.{name}"],
-                                  "exp_avg_sq": tensors[f"v.{name}"]}
-    return step
-
-
-def _progress(log: list[dict], recipe: Recipe) -> None:
-    recent = log[-20:]
-    if len(log) % 20 and sys.stderr.isatty() is False:
-        return
-    rate = sum(r["tokens"] for r in recent) / sum(r["s"] for r in recent)
-    mean = sum(r["loss"] for r in recent) / len(recent)
-    left = (recipe.steps - log[-1]["step"] - 1) * sum(r["s"] for r in recent) / len(recent)
-    line = (f"\rstep {log[-1]['step'] + 1}/{recipe.steps}  loss {mean:.3f}  norm {log[-1]['norm']:.2f}  "
-            f"{rate:,.0f} tokens/s  {left:.0f} s left")
-    print(line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+def heights(m: ModelConfig) -> dict[str, Sequence[int]]:
+    """Every matrix but the embeddings, with the rows of the matrices that stand in it above each other."""
+    q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
+    one = {"qkv": (q, kv, kv), "o": (m.width,), "gate_up": (m.ff_width, m.ff_width), "down": (m.width,)}
+    return {f"layers.{i}.{name}": rows for i in range(m.layers) for name, rows in one.items()}

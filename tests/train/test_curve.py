@@ -8,9 +8,10 @@ pytest.importorskip("matplotlib")
 from gramme.train.curve import draw
 
 
-@pytest.mark.parametrize("steps", [1, 40])
+@pytest.mark.parametrize("steps", [1, 140])
 def test_a_log_becomes_a_png(tmp_path, steps):
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps({"tokens": 100, "loss": 9 / (n + 1)}) + "\n" for n in range(steps)))
+    records = [{"tokens": 100, "loss": 9 / (n + 1)} | ({"held_out": 5.0} if n % 50 == 0 else {}) for n in range(steps)]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
     draw(log, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG\r\n")
