@@ -32,7 +32,7 @@ check: .venv-base/ready
 
 .venv-base/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-base
-	.venv-base/bin/python $(PIP) -e . pytest hypothesis jsonschema openai ruff mypy schemathesis
+	.venv-base/bin/python $(PIP) -e .[eval] pytest hypothesis jsonschema openai ruff mypy schemathesis
 	touch $@
 
 .venv-torch/ready: pyproject.toml constraints.txt

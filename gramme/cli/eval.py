@@ -1,10 +1,12 @@
-"""`gramme eval ppl` and `gramme eval kl`: how well a model predicts texts, and what it lost against another."""
+"""`gramme eval`: how well a model predicts texts (ppl), and what it lost against another (kl); `eval_answers` has the
+measures of what it says."""
 import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from gramme.cli import eval_answers
 from gramme.cli.flags import settle
 from gramme.cli.options import EvalOptions
 from gramme.cli.progress import Bar
@@ -20,6 +22,8 @@ WINDOW = 2048  # tokens, as in the papers; less when the model's context is shor
 
 def main(args: argparse.Namespace) -> None:
     engine, asked = settle(args, EngineConfig), settle(args, EvalOptions)
+    if args.measure not in ("ppl", "kl"):
+        return eval_answers.report(args.measure, engine, asked)
     window = asked.window or min(WINDOW, open_model(engine).config.max_positions)
     model = load(engine, window)
     named = texts.read(asked.text) if asked.text else texts.shipped("held-out")

@@ -1,4 +1,4 @@
-"""A recipe that is wrong is refused in one line that names the file, the table and the key; the shipped one is right."""
+"""A recipe that is wrong is refused in one line that names file, table and key; the shipped one is right."""
 import io
 from pathlib import Path
 
@@ -19,7 +19,8 @@ def test_the_shipped_recipe_is_read():
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ("[mix]", "[mixed]", "mix"), ("steps = ", "steeps = ", "[recipe] has no key 'steeps'"), ("width = ", "widht = ", "[model]"),
+    ("[mix]", "[mixed]", "mix"), ("steps = ", "steeps = ", "[recipe] has no key 'steeps'"),
+    ("width = ", "widht = ", "[model]"),
     ("length = 256", "length = 4096", "length 4096"), ("micro_batches = 2", "micro_batches = 0", "micro_batches"),
     ("bf16 = true", 'schedule = "linear"', "wsd or cosine"), ("translate = 0.84", "translate = -1", "share"),
     ("[recipe]", "[recipe", "nano.toml"), ("family = ", "[model.x]\nfamily = ", "model"),

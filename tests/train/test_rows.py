@@ -8,7 +8,8 @@ from gramme.train.dialogues import Dialogue
 from gramme.train.rows import Dialogues, Mix, Stream, chat_tokens, load, save
 from gramme.train.tokenizer import train_tokenizer
 
-MADE = [Dialogue(f"Translate to French: I see {n} cats.", f"Je vois {n} chats.", ("fr", "en")[n % 2]) for n in range(300)]
+MADE = [Dialogue(f"Translate to French: I see {n} cats.", f"Je vois {n} chats.", ("fr", "en")[n % 2])
+        for n in range(300)]
 TOKENIZER = train_tokenizer([text for d in MADE for text in d[:2]], 400)
 CHATS = Dialogues.cut(MADE, TOKENIZER, {"en": 1.0, "fr": 0.5}, 64, 256, 5)
 STREAM = Stream([np.arange(100, dtype=np.int32), np.arange(1000, 1500, dtype=np.int32)], [1.0, 2.0], 32, 256, 5)

@@ -63,7 +63,8 @@ def test_texts_are_cleaned_and_only_novels_are_read(tmp_path):
 
 
 def test_what_is_no_request_gets_the_honest_answer_in_its_language():
-    pairs = [(f"He saw {n} cats.", f"Il a vu {n} chats.") for n in range(50)] + [("You are late.", "Tu es en retard.")] * 50
+    pairs = [(f"He saw {n} cats.", f"Il a vu {n} chats.") for n in range(50)]
+    pairs += [("You are late.", "Tu es en retard.")] * 50
     made = list(dialogues.unknowns(pairs, random.Random(1), 400))
     assert all(d.answer == UNKNOWN[d.language] for d in made)
     assert {d.language for d in made} == {"en", "fr"}
@@ -94,7 +95,8 @@ def test_continuations_begin_and_end_where_a_sentence_does():
     for d in made:
         form = next(f for f in sorted(dialogues.CONTINUE, key=len, reverse=True) if d.question.startswith(f[:-2]))
         asked = d.question[len(form) - 2 :]
-        assert asked.startswith(("Sentence", "Then")) and d.answer.endswith((".", "!")) and f"{asked} {d.answer}" in book
+        assert asked.startswith(("Sentence", "Then")) and d.answer.endswith((".", "!"))
+        assert f"{asked} {d.answer}" in book
 
 
 def test_translations_go_both_ways_in_several_forms():

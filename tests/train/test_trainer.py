@@ -65,7 +65,8 @@ def test_gradients_equal_those_of_transformers(length):
     layer, p = ours.layers[1], "model.layers.1."
     join = lambda kind, names: torch.cat([parameters[f"{p}{kind}.{n}_proj.weight"].grad for n in names])
     for mine, their in [(ours.embed.packed.grad, parameters["model.embed_tokens.weight"].grad),
-                        (layer.qkv.packed.grad, join("self_attn", "qkv")), (layer.o.packed.grad, join("self_attn", "o")),
+                        (layer.qkv.packed.grad, join("self_attn", "qkv")),
+                        (layer.o.packed.grad, join("self_attn", "o")),
                         (layer.gate_up.packed.grad, join("mlp", ("gate", "up"))),
                         (layer.down.packed.grad, join("mlp", ("down",))),
                         (layer.attn_norm.grad, parameters[p + "input_layernorm.weight"].grad),
