@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-gpu test-interchange check soak clean
+.PHONY: run test test-gpu test-interchange check sanitize wheel soak clean
 
 run: .venv/ready
 	.venv/bin/gramme run
@@ -24,6 +24,18 @@ check: .venv-base/ready
 	.venv-base/bin/ruff check .
 	.venv-base/bin/mypy --strict -p gramme.core -p gramme.plan -p gramme.text -p gramme.grammar -p gramme.formats
 	.venv-base/bin/mypy --strict gramme/config.py gramme/request.py
+
+# The CPU kernels' tests on a build that watches every address and every undefined operation; Python itself leaks.
+sanitize: export GRAMME_CPU_LIBRARY = build/sanitize/libgramme_cpu.so
+sanitize: .venv-base/ready
+	.venv-base/bin/python -m gramme.kernels.cpu.build --sanitize
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	.venv-base/bin/python -m pytest tests/kernels/test_cpu.py tests/kernels/test_cpu_pool.py
+
+# One file for this platform, with the kernels compiled, for every Python 3.
+wheel: .venv-base/ready
+	.venv-base/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -44,6 +44,7 @@ def build(library: Path = LIBRARY, extra: list[str] | None = None) -> Path:
     """Compile and link; the library appears whole or not at all. Raises BuildError with the compiler's words."""
     cxx, flags = compiler(), [*FLAGS, *(extra or [])]
     units = UNITS | (X86_64 if platform.machine() in ("x86_64", "AMD64") else {})
+    library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = [Path(folder) / f"{unit}.o" for unit in units]
         jobs = [[cxx, *flags, *more, "-c", str(HERE / unit), "-o", str(o)]

@@ -1,6 +1,7 @@
 """Loads the compiled kernels, chooses the instruction set, calls them. Knows pointers and sizes, no tensor's meaning.
 
 A level is taken after it has given known answers; GRAMME_CPU_LEVEL=NAME forces one, GRAMME_CPU_LEVEL=off none.
+GRAMME_CPU_LIBRARY=FILE is built and loaded in place of the library beside this file, one with sanitizers for example.
 """
 import ctypes
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 from gramme.config import ConfigError
 
-LIBRARY = Path(__file__).parent / "libgramme_cpu.so"
+LIBRARY = Path(os.environ.get("GRAMME_CPU_LIBRARY") or Path(__file__).parent / "libgramme_cpu.so").absolute()
 POINTERS, SIZES, FLOATS = 12, 12, 4
 
 
