@@ -120,15 +120,20 @@ class Pool:
             self._lib.gramme_pool_free(self._handle)
 
 
-def choose(passes: Callable[[str], bool]) -> tuple[str, tuple[str, ...]]:
-    """The best level that `passes` its known answers, and a sentence for each that did not. Raises ConfigError."""
+def forced() -> str:
+    """The level that GRAMME_CPU_LEVEL names, or nothing. Raises ConfigError for one that this processor lacks."""
     wanted = os.environ.get("GRAMME_CPU_LEVEL", "")
     if wanted == "off":
         raise ConfigError("the CPU kernels are switched off by GRAMME_CPU_LEVEL")
-    names, notes = list(levels()), []
-    if wanted and wanted not in names:
-        raise ConfigError(f"GRAMME_CPU_LEVEL={wanted!r:.40}: this processor runs {', '.join(names)}")
-    for name in [wanted] if wanted else names:
+    if wanted and wanted not in levels():
+        raise ConfigError(f"GRAMME_CPU_LEVEL={wanted!r:.40}: this processor runs {', '.join(levels())}")
+    return wanted
+
+
+def choose(passes: Callable[[str], bool]) -> tuple[str, tuple[str, ...]]:
+    """The best level that `passes` its known answers, and a sentence for each that did not. Raises ConfigError."""
+    wanted, notes = forced(), []
+    for name in [wanted] if wanted else levels():
         if passes(name):
             return name, tuple(notes)
         notes.append(f"the {name} kernels gave a wrong answer on this machine and are not used")
