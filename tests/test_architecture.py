@@ -42,3 +42,9 @@ def test_torch_is_imported_only_where_it_may_be():
 
 def test_package_inits_are_empty():
     assert all(not p.read_text().strip() for p in ROOT.rglob("*/__init__.py"))
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them without a package, by name alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
