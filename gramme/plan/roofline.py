@@ -12,7 +12,7 @@ MOST_BATCH = 4096
 WORTH = 0.95  # a form pays as long as it takes at most this part of a wider one's time
 
 # What our kernels reach of each ceiling where this machine has no record of its own. "cuda": the median of published
-# engines on consumer cards (tests/plan/test_published_speeds.py). "reference" unpacks integers in float64: not for speed.
+# engines on consumer cards (test_published_speeds.py). "reference" unpacks integers in float64: not for speed.
 SHARES: dict[str, dict[str, float]] = {
     "cpu": {"bandwidth": 0.8, "float32": 0.6, "int8": 0.75},
     "cuda": {"bandwidth": 0.75, "fp32_accumulate": 0.7, "fp16_accumulate": 0.6, "int8": 0.5},
