@@ -12,6 +12,7 @@ KV_SHARE = 0.5  # of the memory that the weights leave, when the user names no f
 KV_TIMES = 2.0  # the weights' size, likewise: a small model's process stays small
 DEFAULT_CHUNK_TOKENS, LEAST_CHUNK_TOKENS = 512, 16
 MOST_BYTES = 10**14
+NUMPY_SHARE = 0.5  # of free memory that weights may take where nothing but numpy is to be had
 LEAST_LENGTH = 1024  # tokens: no shorter context than this is chosen without being asked
 STEP_SHARE = 0.25  # of the budget that a step's arrays may take before the chunk is made smaller
 FORMS = {"reference": ("float32", "float32"), "eager": ("float32", "float32"), "cpu": ("bfloat16", "float16"),
@@ -24,6 +25,8 @@ def plan(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Plan:
     """Raises ConfigError, with the numbers, when a wish contradicts another or the model does not fit; then also with
     the single changes that would make it fit."""
     decided = _decide(model, engine, hardware)
+    if engine.backend == "auto" and decided.backend == "reference":
+        _check_numpy(decided.ledger.weights, hardware.free_bytes)
     if _fits(model, decided):
         return decided
     if engine.max_model_len is None and (length := _longest(model, engine, hardware, decided)) >= LEAST_LENGTH:
@@ -82,6 +85,15 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
             *model.notes,
         ),
     )
+
+
+def _check_numpy(weights: int, free: int) -> None:
+    """Raises ConfigError for a model too large to run unasked where no kernels were compiled, fit or not."""
+    if weights > NUMPY_SHARE * free:
+        raise ConfigError(
+            f"weights of {gb(weights)} take more than half of {gb(free)}, too much for numpy alone, and no compiled "
+            "kernels are here: install gramme from a wheel, or a C++ compiler and gramme again (--backend reference "
+            "runs what would fit)")
 
 
 def _fits(model: ModelConfig, p: Plan) -> bool:

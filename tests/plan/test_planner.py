@@ -16,7 +16,8 @@ ROOMY = Hardware(cores=2, free_bytes=100 * GB)
 
 shapes = st.sampled_from(sorted(SHAPES))
 wishes = st.builds(
-    EngineConfig, dtype=st.sampled_from(("auto", "int4", "bfloat16")), backend=st.sampled_from(("auto", "cpu", "cuda")),
+    EngineConfig, dtype=st.sampled_from(("auto", "int4", "bfloat16")),
+    backend=st.sampled_from(("reference", "cpu", "cuda")),
     max_num_seqs=st.integers(1, 64), max_model_len=st.sampled_from((None, 1, 500, 2048)),
     kv_tokens=st.sampled_from((None, 4096)), page_size=st.sampled_from((4, 16)),
 )
@@ -61,7 +62,8 @@ def test_a_context_that_is_not_asked_for_shrinks_until_it_fits():
 
 
 def test_the_largest_step_is_made_smaller_rather_than_take_the_memory():
-    tight = plan(SHAPES["1b"], EngineConfig(max_num_seqs=4, max_model_len=2048), Hardware(cores=2, free_bytes=6 * GB))
+    engine = EngineConfig(max_num_seqs=4, max_model_len=2048, backend="reference")
+    tight = plan(SHAPES["1b"], engine, Hardware(cores=2, free_bytes=6 * GB))
     roomy = plan(SHAPES["1b"], EngineConfig(max_num_seqs=4, max_model_len=2048), ROOMY)
     assert tight.max_batch_tokens <= roomy.max_batch_tokens == 512
 
@@ -75,3 +77,14 @@ def test_the_largest_step_is_made_smaller_rather_than_take_the_memory():
 def test_a_bad_wish_is_refused_in_a_line_with_its_numbers(wish, words):
     with pytest.raises(ConfigError, match=words):
         plan(SHAPES["1b"], EngineConfig(**wish), ROOMY)
+
+
+def test_numpy_alone_runs_models_up_to_half_of_the_memory_unless_told():
+    """The 1b shape takes 4.40 GB in float32."""
+    small, roomy = (Hardware(cores=2, free_bytes=int(gigabytes * GB)) for gigabytes in (8.7, 8.9))
+    engine = EngineConfig(max_num_seqs=1)
+    with pytest.raises(ConfigError, match=r"wheel, or a C\+\+ compiler"):
+        plan(SHAPES["1b"], engine, small)
+    assert plan(SHAPES["1b"], engine, roomy).backend == "reference"
+    assert plan(SHAPES["1b"], replace(engine, backend="reference"), small).dtype == "float32"
+    assert plan(SHAPES["1b"], engine, replace(small, backends=("cpu", "reference"))).backend == "cpu"
