@@ -13,7 +13,8 @@ from gramme.config import EngineConfig
 from gramme.llm.llm import LLM, Prompt
 from gramme.request import RequestError, RequestOutput, SamplingParams
 
-EXAMPLES = ("Translate to French: The train leaves at eight.", "Traduis en anglais : Il fait beau ce matin.")
+EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
+            "Traduis en anglais : Pourquoi n'as-tu pas répondu à mon message hier ?")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -59,5 +59,5 @@ def _scores(made: Sequence[str], wanted: Sequence[str]) -> tuple[Figure, Figure]
 
 
 def _figure(score: object) -> Figure:
-    value, spread = score.score, score._ci  # type: ignore[attr-defined]
+    value, spread = float(score.score), float(score._ci)  # type: ignore[attr-defined]
     return Figure(value, value - spread, value + spread)
