@@ -26,10 +26,10 @@ check: .venv-base/ready
 	.venv-base/bin/mypy --strict gramme/config.py gramme/request.py
 
 # The CPU kernels' tests on a build that watches every address and every undefined operation; Python itself leaks.
-sanitize: export GRAMME_CPU_LIBRARY = build/sanitize/libgramme_cpu.so
+sanitize: SANITIZED = GRAMME_CPU_LIBRARY=build/sanitize/libgramme_cpu.so
 sanitize: .venv-base/ready
-	.venv-base/bin/python -m gramme.kernels.cpu.build --sanitize
-	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	$(SANITIZED) .venv-base/bin/python -m gramme.kernels.cpu.build --sanitize
+	$(SANITIZED) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	.venv-base/bin/python -m pytest tests/kernels/test_cpu.py tests/kernels/test_cpu_pool.py
 
