@@ -96,6 +96,13 @@ static void score(const Tile &tile, int64_t first, int64_t count, const float *q
         const int64_t at = (tile.page(first + k) * a->n[2] + tile.head) * size + (first + k) % size;
         const void *keys = (const char *)a->p[1] + at * dh * kind_bytes<KIND>();
         const uint16_t *scales = KIND == KIND_I8 ? (const uint16_t *)a->p[3] + at : nullptr;
+        if (k + 32 < count) {  // fetched two blocks ahead: runs of one head are too short to be foreseen
+            const int64_t next = (tile.page(first + k + 32) * a->n[2] + tile.head) * size + (first + k + 32) % size;
+            for (int64_t i = 0; i < 16 * dh * kind_bytes<KIND>(); i += 64) {
+                __builtin_prefetch((const char *)a->p[1] + next * dh * kind_bytes<KIND>() + i);
+                __builtin_prefetch((const char *)a->p[2] + next * dh * kind_bytes<KIND>() + i, 0, 2);
+            }
+        }
         uint16_t few[16] = {0};
         if (size < 16) {
             gather_keys(tile, KIND, first + k, count - k, gathered, few);
