@@ -23,7 +23,7 @@ def another(f, kind):
 
 
 def parsed(verb, *argv):
-    needed = {"eval": ["ppl"], "quantize": ["model", "out"]}.get(verb, [])
+    needed = {"bench": ["run"], "eval": ["ppl"], "quantize": ["model", "out"]}.get(verb, [])
     return parser().parse_args([verb, *needed, *argv])
 
 

@@ -149,6 +149,15 @@ def test_streams_add_up_and_may_be_read_in_turn_and_left(llm):
     assert m.arrival_s <= m.scheduled_s <= m.first_token_s <= m.finished_s
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a process that was started in the background may ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_the_step_and_leaves_a_whole_engine(llm, monkeypatch):
     launch = llm.engine.runner.launch
 
