@@ -99,11 +99,13 @@ def _attend_row(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, wind
 
 
 def sample(logits: Tensor, s: Sampling) -> Sampled:
-    """The reference's choice, made on the host."""
+    """The reference's choice, made on the host; the tokens go back, for a step that runs ahead reads them there."""
     host = lambda a: a.detach().cpu().numpy() if isinstance(a, Tensor) else a
     arrays = {name: host(value) for name, value in vars(s).items() if name != "edits"}
     edits = None if s.edits is None else Edits(*map(host, s.edits))
-    return reference.sample(logits.detach().float().cpu().numpy(), Sampling(**arrays, edits=edits))
+    chosen = reference.sample(logits.detach().float().cpu().numpy(), Sampling(**arrays, edits=edits))
+    put = lambda a: None if a is None else torch.from_numpy(np.ascontiguousarray(a)).to(logits.device)
+    return Sampled(*map(put, chosen))
 
 
 EAGER = replace(
