@@ -9,7 +9,7 @@ from serve_process import Served
 __all__ = ["ASK", "SECRET", "TINY", "Canary", "Served"]
 
 TINY = ("dummy:tiny", "--max-model-len", "512")
-SECRET = re.compile(r"Traceback|0x[0-9a-f]{8,}|/home/|/root/|site-packages|sk-|Bearer ")
+SECRET = re.compile(r"Traceback|0x[0-9a-f]{8,}|/(?:home|root)/|site-packages|sk-|Bearer ")
 ASK = {"prompt": [3, 4, 5], "max_tokens": 6, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
 
