@@ -13,6 +13,7 @@ INTEGER_GROUP = 32
 ROW_TILE = 16  # integer matrices are laid out in blocks of so many rows
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
+PriceUnit = Literal["kWh", "h"]
 
 
 class ModelError(ValueError):
@@ -168,6 +169,8 @@ class EngineConfig:
     seed: int = option(0, "from which requests that bring no seed get theirs, each its own")
     chat_template: str | None = option(None, "file with a Jinja chat template, in place of the model's own")
     generation_config: str = option("auto", "sampling defaults: auto (the model's), none, or a path")
+    power: str | None = option(None, "what the machine draws at work, such as 65W; default: its energy counter, if any")
+    price: str | None = option(None, "what it costs, such as 0.25/kWh or 1.20/h, in any currency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +199,27 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Money in the user's own currency, for energy or for time."""
+
+    amount: float
+    unit: PriceUnit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tariff:
+    """Seconds that each part of a step is predicted to take: by their proportions its real time is shared out."""
+
+    step_s: float  # a step, whatever it runs: its weights are read, its calls are made
+    head_s: float  # a step that wants logits, besides
+    token_s: float
+    output_s: float  # a row of logits
+    pair_s: float  # a query and a key that it sees, in one layer
+    key_s: float  # a token's keys and values read, in one layer
+    windows: tuple[tuple[int | None, int], ...]  # (tokens that a query sees, None: all; layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What was decided. Complete: the runtime looks nowhere else."""
 
@@ -214,6 +238,9 @@ class Plan:
     logit_rows: int  # rows of logits held at once
     graph_bytes: int  # that the buffers of captured steps may take
     ledger: Ledger
+    tariff: Tariff
+    watts: float | None = None  # declared
+    price: Price | None = None
     deterministic: bool = False
     half: bool = False  # float16 sums in products of many tokens
     notes: tuple[str, ...] = ()  # one sentence for each choice, with its number

@@ -220,6 +220,32 @@ class Logprob:
 Logprobs = dict[int, Logprob]  # token id -> Logprob: the token that came and the most probable ones
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds of machine and the tokens that they ran, by why. Cached tokens were not run: no seconds."""
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    recomputed_s: float = 0.0
+    rejected_s: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    recomputed_tokens: int = 0  # run again after a preemption
+    rejected_tokens: int = 0  # guesses that came to nothing: drafts, and steps that ran ahead of an end
+    cached_tokens: int = 0  # found in the prefix cache
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_s + self.decode_s + self.recomputed_s + self.rejected_s
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(
+            self.prefill_s + other.prefill_s, self.decode_s + other.decode_s, self.recomputed_s + other.recomputed_s,
+            self.rejected_s + other.rejected_s, self.prefill_tokens + other.prefill_tokens,
+            self.decode_tokens + other.decode_tokens, self.recomputed_tokens + other.recomputed_tokens,
+            self.rejected_tokens + other.rejected_tokens, self.cached_tokens + other.cached_tokens)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """What one step brought to sample `index` of request `id`. Tokens only; text is made by `text`."""

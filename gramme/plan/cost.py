@@ -79,9 +79,9 @@ def step(m: ModelConfig, w: Weights, kv_dtype: str, rows: Sequence[tuple[int, in
     tokens = sum(n for _, n in rows)
     head = (w.head or w.embed) if outputs else 0
     embed = w.embed * tokens // m.vocab_size
-    seen = [_layer_sum(m, start, n) for start, n in rows]
-    kv_tokens = sum(read for _, read in seen) + tokens * m.layers
-    pairs = sum(pairs for pairs, _ in seen)
+    sums = [_layer_sum(m, start, n) for start, n in rows]
+    kv_tokens = sum(read for _, read in sums) + tokens * m.layers
+    pairs = sum(pairs for pairs, _ in sums)
     return Work(
         weight_bytes=w.layers + w.vectors + head + embed,
         kv_bytes=kv_tokens * m.kv_token_bytes(kv_dtype) / m.layers,
@@ -105,20 +105,25 @@ def prefill(m: ModelConfig, w: Weights, kv_dtype: str, tokens: int, chunk: int, 
 def _layer_sum(m: ModelConfig, start: int, n: int) -> tuple[int, int]:
     """Over all layers: pairs of a query and a key that it sees, and the tokens whose keys and values are read."""
     pairs = read = 0
-    for window, layers in _windows(m).items():
-        pairs += layers * _pairs(start, n, window)
-        read += layers * (start + n if window is None else min(start + n, window + n - 1))
+    for window, layers in windows(m).items():
+        a, b = seen(start, n, window)
+        pairs, read = pairs + layers * a, read + layers * b
     return pairs, read
 
 
-def _windows(m: ModelConfig) -> dict[int | None, int]:
+def windows(m: ModelConfig) -> dict[int | None, int]:
+    """How many layers have each window."""
     counts: dict[int | None, int] = {}
     for layer in range(m.layers):
         counts[m.window(layer)] = counts.get(m.window(layer), 0) + 1
     return counts
 
 
-def _pairs(start: int, n: int, window: int | None) -> int:
-    """Sum of min(start + i, window) for i = 1 .. n."""
+def seen(start: int, n: int, window: int | None) -> tuple[int, int]:
+    """In one layer, for n tokens from `start`: pairs of a query and a key that it sees, and the keys that are read.
+
+    The pairs are the sum of min(start + i, window) for i = 1 .. n.
+    """
     growing = n if window is None else max(0, min(n, window - start))
-    return growing * start + growing * (growing + 1) // 2 + (n - growing) * (window or 0)
+    pairs = growing * start + growing * (growing + 1) // 2 + (n - growing) * (window or 0)
+    return pairs, start + n if window is None else min(start + n, window + n - 1)

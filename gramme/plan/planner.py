@@ -6,7 +6,9 @@ from typing import Any
 from gramme.config import ConfigError, EngineConfig, Ledger, ModelConfig, Plan
 from gramme.plan import cost, memory
 from gramme.plan.hardware import Hardware
-from gramme.plan.units import gb, parse_bytes
+from gramme.plan.receipts import tariff
+from gramme.plan.roofline import Setup
+from gramme.plan.units import gb, parse_bytes, parse_price, parse_watts
 
 KV_SHARE = 0.5  # of the memory that the weights leave, when the user names no figure
 KV_TIMES = 2.0  # the weights' size, likewise: a small model's process stays small
@@ -78,6 +80,9 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
         threads=threads, seed=engine.seed, logit_rows=memory.logit_rows(model, w.total),
         graph_bytes=memory.graph_bytes(w.total), ledger=ledger(pages, chunk), deterministic=engine.deterministic,
         half=engine.accumulate == "float16",
+        tariff=tariff(model, w, kv_dtype, Setup(hardware=hardware, backend=backend, dtype=dtype, layers=model.layers)),
+        watts=None if engine.power is None else parse_watts(engine.power),
+        price=None if engine.price is None else parse_price(engine.price),
         notes=(
             f"{backend} kernels, weights as {_forms(model, dtype)}: {gb(w.total)}",
             f"KV as {kv_dtype}: {pages - 1} pages of {size} tokens, {gb((pages - 1) * page_bytes)}",

@@ -133,8 +133,13 @@ def _as(s: Setup, dtype: str) -> Setup:
     return Setup(hardware=s.hardware, backend=s.backend, dtype=dtype, layers=s.layers)
 
 
+def host_s(s: Setup, tokens: int = 1) -> float:
+    """Seconds of a step that neither bytes nor operations explain."""
+    return HOST_S[s.backend] + s.layers * LAYER_S[s.backend][tokens > REPLAYED_TOKENS]
+
+
 def _calibrated(p: Prediction, s: Setup, phase: str, tokens: int) -> Prediction:
-    host = HOST_S[s.backend] + s.layers * LAYER_S[s.backend][tokens > REPLAYED_TOKENS]
+    host = host_s(s, tokens)
     f = s.factors.get(phase, Factor())
     if not f.runs:
         spread = 2.0 if s.hardware.source == "assumed" else 1.0

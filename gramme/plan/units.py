@@ -1,11 +1,13 @@
-"""Sizes and times as people write them. A number without a unit is refused: it is ambiguous."""
+"""Sizes, times, powers and prices as people write them. A number without a unit is refused: it is ambiguous."""
 import re
 
-from gramme.config import ConfigError
+from gramme.config import ConfigError, Price, PriceUnit
 
 SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+POWERS = {"mW": 1e-3, "W": 1.0, "kW": 1e3}
+PRICES: dict[str, PriceUnit] = {"kWh": "kWh", "h": "h"}
 MOST = 1e18
 
 
@@ -23,6 +25,22 @@ def parse_seconds(text: str) -> float:
     if unit not in TIMES or not 0 < number * TIMES[unit] <= MOST:
         raise ConfigError(f"a time needs a number above 0 and a unit, such as 100ms or 2s, not {text!r:.40}")
     return number * TIMES[unit]
+
+
+def parse_watts(text: str) -> float:
+    """"65W", "1.2 kW" -> watts. Raises ConfigError."""
+    number, unit = _split(text)
+    if unit not in POWERS or not 0 < number * POWERS[unit] <= MOST:
+        raise ConfigError(f"a power needs a number above 0 and a unit, such as 65W, not {text!r:.40}")
+    return number * POWERS[unit]
+
+
+def parse_price(text: str) -> Price:
+    """"0.25/kWh", "1.20 / h" -> a price, its currency being the user's. Raises ConfigError."""
+    number, unit = _split(text.replace("/", " ", 1))
+    if "/" not in text or unit not in PRICES or not 0 < number <= MOST:
+        raise ConfigError(f"a price needs a number above 0 and a unit, such as 0.25/kWh or 1.20/h, not {text!r:.40}")
+    return Price(amount=number, unit=PRICES[unit])
 
 
 def gb(n: float) -> str:
