@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from gramme.grammar.regex import misread
 from gramme.request import RequestError, StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def grammar_text(asked: StructuredOutputsParams) -> str:
     if asked.json_object:
         return schema_text({"type": "object"})
     if asked.regex is not None:
+        _check_pattern(asked.regex, "")
         return LLMatcher.grammar_from_regex(asked.regex)
     if asked.choice is not None:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(quoted, asked.choice)))
@@ -125,6 +127,16 @@ def _check_node(path: str, node: Any) -> None:
         least = node.get(name, 0)
         if type(least) in (int, float) and least > MAX_LEAST:
             raise RequestError(f"at {path}/{name}: {least:g} is more than {MAX_LEAST}", PARAM)
+    keyed = node.get("patternProperties")
+    for pattern in (node.get("pattern"), *(keyed if isinstance(keyed, Mapping) else ())):
+        if isinstance(pattern, str):
+            _check_pattern(pattern, f"at {path}: ")
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    why = misread(pattern)
+    if why is not None:
+        raise RequestError(f"{where}the pattern {pattern!r:.60}: {why}", PARAM)
 
 
 def _nodes(value: Any) -> Iterator[tuple[str, Any]]:

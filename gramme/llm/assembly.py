@@ -14,6 +14,17 @@ from gramme.request import (
     Update,
 )
 from gramme.text.detokenizer import Detokenizer
+from gramme.text.tokenizer import Tokenizer
+
+
+def assemble(request: Request, tokenizer: Tokenizer | None, prompt: str | None = None,
+             shown: frozenset[int] = frozenset()) -> "Assembly":
+    """At the request's beginning; without a tokenizer it stays tokens. `shown`: special tokens that are text."""
+    p = request.params
+    made = [Detokenizer(tokenizer, skip_special_tokens=p.skip_special_tokens, stop=p.stop,
+                        include_stop=p.include_stop_str_in_output, shown=shown)
+            if tokenizer is not None and p.detokenize else None for _ in range(p.n)]
+    return Assembly(request, prompt, made, RequestMetrics(arrival_s=request.arrival_s))
 
 
 @dataclass

@@ -265,8 +265,8 @@ class Engine:
             id=seq.id, index=seq.index, token_ids=tuple(event.tokens), finish_reason=reason,
             logprobs=tuple(result.logprobs[: len(event.tokens)]) if wants else None,
             stop_reason=self._stop_reason(event), prompt_logprobs=scores, embedding=_embedding(live, reason),
-            error=_error(live) if reason == "error" else None,
-            error_param=live.refusal.param if live.refusal else None,
+            error=str(_refusal(live)) if reason == "error" else None,
+            error_param=_refusal(live).param if reason == "error" else None,
             cached_tokens=seq.hit_tokens, scheduled_s=seq.scheduled_s,
         )
 
@@ -283,13 +283,15 @@ class Engine:
             del self._by_id[seq.id]
 
 
-def _error(live: Live) -> str:
+def _refusal(live: Live) -> RequestError:
+    """Why a request ended with reason "error"; with `param` where the request is at fault."""
     if live.refusal is not None:
-        return str(live.refusal)
-    if live.chooser.matcher is not None:
-        why = live.chooser.matcher.error or "the other limits forbid the rest, or the logits were not finite"
-        return f"the grammar allows no token here: {why}"
-    return "the model's logits were not finite"
+        return live.refusal
+    matcher = live.chooser.matcher
+    if matcher is None:
+        return RequestError("the model's logits were not finite")
+    why = matcher.error or "the other limits forbid the rest, or the logits were not finite"
+    return RequestError(f"the grammar allows no token here: {why}", "structured_outputs" if matcher.error else None)
 
 
 def _embedding(live: Live, reason: FinishReason | None) -> tuple[float, ...] | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gramme.config import EngineConfig, GenerationDefaults
 from gramme.grammar.source import check
-from gramme.llm.assembly import Assembly
+from gramme.llm.assembly import Assembly, assemble
 from gramme.llm.engine import Engine
 from gramme.models.open import open_model, watched
 from gramme.request import (
@@ -21,12 +21,10 @@ from gramme.request import (
     Pooling,
     Request,
     RequestError,
-    RequestMetrics,
     RequestOutput,
     SamplingParams,
 )
 from gramme.text.chat import Chat, open_chat
-from gramme.text.detokenizer import Detokenizer
 from gramme.text.tokenizer import Tokenizer, load_tokenizer
 
 Prompt = str | Mapping[str, Sequence[int]]  # text, or {"prompt_token_ids": [...]}
@@ -132,11 +130,7 @@ class LLM:
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words] if self.tokenizer else []
         request = Request(id=f"r{next(self._ids)}", prompt_token_ids=tuple(ids), params=params, bad_word_ids=bad,
                           arrival_s=arrival_s, pooling=pooling)
-        make = lambda: Detokenizer(self.tokenizer, skip_special_tokens=params.skip_special_tokens, stop=params.stop,
-                                   include_stop=params.include_stop_str_in_output)
-        detokenize = self.tokenizer is not None and params.detokenize
-        return Assembly(request, text, [make() if detokenize else None for _ in range(params.n)],
-                        RequestMetrics(arrival_s=arrival_s))
+        return assemble(request, self.tokenizer, text)
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if isinstance(prompt, Mapping) and isinstance(ids := prompt.get("prompt_token_ids"), list | tuple):

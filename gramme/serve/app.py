@@ -207,7 +207,7 @@ class Server:
         params = sampling(body, self.intake.defaults, max_tokens=most, structured_outputs=form.asked,
                           logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         ids = await self.intake.encode_chat(body, form.shown)
-        job = self._job(body, params, [ids], form)
+        job = self._job(body, params, [ids], form, "messages")
         parser = partial(form.parser, self.intake.thinks(ids, form.marks))
         reply = ChatReply(job, body, self.model, self.tokenizer, parser, form.form.id_chars if form.form else 24)
         return await self._answer(http, body, job, reply, warnings)
@@ -217,11 +217,12 @@ class Server:
         chat = body.chat()
         form = await self.intake.reading(chat)
         params = sampling(chat, self.intake.defaults, max_tokens=body.max_output_tokens, structured_outputs=form.asked)
-        job = self._job(chat, params, [await self.intake.encode_chat(chat)], form)
+        job = self._job(chat, params, [await self.intake.encode_chat(chat)], form, "input")
         return await self._answer(http, chat, job, ResponsesReply(job, body, self.model), warnings)
 
-    def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], form: Reading) -> Job:
-        requests = [self.intake.request(ids, params, body) for ids in prompts]
+    def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], form: Reading,
+             param: str = "prompt") -> Job:
+        requests = [self.intake.request(ids, params, body, param) for ids in prompts]
         return Job(requests, self.llm, self.tokenizer, self.metrics, form)
 
     async def _answer(self, http: HttpRequest, body: Sampled, job: Job, reply: Reply, warnings: list[str]) -> Response:
@@ -240,7 +241,7 @@ class Server:
     async def _vectors(self, http: HttpRequest, prompts: list[Any], param: str) -> tuple[list[list[float]], int]:
         """Mean embeddings, and the tokens that they took."""
         ids = [await self.intake.ids(p, param=param) for p in prompts]
-        requests = [self.intake.request(i, SamplingParams(), pooling="mean") for i in ids]
+        requests = [self.intake.request(i, SamplingParams(), param=param, pooling="mean") for i in ids]
         with self._admit(len(requests)):
             return await until_gone(http, _all(map(self._vector, requests))), sum(map(len, ids))
 

@@ -34,14 +34,15 @@ class Intake:
         own = {f.name: getattr(self.llm.ready.defaults, f.name) for f in fields(GenerationDefaults)}
         return {name: v for name, v in own.items() if name != "eos_token_ids" and v is not None}
 
-    def request(self, ids: list[int], params: SamplingParams, body: Sampled | None = None, **more: Any) -> Request:
-        """Raises RequestError for every fault that shows before the engine is asked."""
+    def request(self, ids: list[int], params: SamplingParams, body: Sampled | None = None, param: str = "prompt",
+                **more: Any) -> Request:
+        """Raises RequestError for every fault that shows before the engine is asked; `param` is where the text is."""
         room = self.limit - len(ids)
         if not ids:
-            raise RequestError("the prompt is empty", "prompt")
+            raise RequestError("the prompt is empty", param)
         if room < (0 if more or params.max_tokens == 0 else 1):
             held = f"the context of {self.limit} holds prompt and answer"
-            raise RequestError(f"the prompt has {len(ids)} tokens, {held}", "prompt")
+            raise RequestError(f"the prompt has {len(ids)} tokens, {held}", param)
         params.check(self.llm.ready.model.vocab_size)
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words]
         if body is not None:

@@ -6,13 +6,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from gramme.llm.assembly import Assembly
-from gramme.request import Request, RequestError, RequestMetrics, Update
+from gramme.llm.assembly import Assembly, assemble
+from gramme.request import Request, RequestError, Update
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.errors import HttpError
 from gramme.serve.metrics import Metrics
 from gramme.serve.tools import Reading
-from gramme.text.detokenizer import Detokenizer
 from gramme.text.tokenizer import Tokenizer
 
 
@@ -21,7 +20,7 @@ class Job:
 
     def __init__(self, requests: list[Request], llm: AsyncLLM, tokenizer: Tokenizer, metrics: Metrics,
                  reading: Reading = Reading()):
-        self.assemblies = [_assembly(r, tokenizer, reading.visible(tokenizer)) for r in requests]
+        self.assemblies = [assemble(r, tokenizer, shown=reading.visible(tokenizer)) for r in requests]
         self.params = requests[0].params
         self.created = int(time.time())
         self.fingerprint = llm.fingerprint
@@ -97,13 +96,6 @@ def _late(u: Update) -> HttpError:
 
 def _rate(tokens: int, ms: float) -> float | None:
     return tokens / ms * 1e3 if ms > 0 else None
-
-
-def _assembly(request: Request, tokenizer: Tokenizer, shown: frozenset[int]) -> Assembly:
-    p = request.params
-    made = [Detokenizer(tokenizer, skip_special_tokens=p.skip_special_tokens, stop=p.stop,
-                        include_stop=p.include_stop_str_in_output, shown=shown) for _ in range(p.n)]
-    return Assembly(request, None, made, RequestMetrics(arrival_s=request.arrival_s))
 
 
 async def _merge(sources: list[AsyncIterator[Any]]) -> AsyncIterator[tuple[int, Any]]:

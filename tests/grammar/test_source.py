@@ -42,6 +42,12 @@ REFUSED = [
                           for i in range(12)]}), "too large"),
     (dict(regex="foo["), r"1\(8\): .*unclosed"),
     (dict(regex="(?:"), "unclosed"),
+    (dict(regex="foo**"), "at character 4: . repeats a repetition"), (dict(regex="^+[a-z]$"), "character 1.*nothing"),
+    (dict(regex="^{2}x"), "character 1: .2. repeats nothing"), (dict(regex="a{2}{3}"), "repeats a repetition"),
+    (dict(regex="(?i)*"), "nothing"), (dict(regex="a|b|+"), "nothing"), (dict(regex="[]*]?+"), "character 5"),
+    (dict(regex="a{1000000000}"), "more than 65536"), (dict(regex="((a{1,1000}){1,1000}){1,1000}"), "more than 65536"),
+    (dict(json={"properties": {"a": {"type": "string", "pattern": "a+*"}}}), "at #/properties/a: .*'a..'.*repetition"),
+    (dict(json={"patternProperties": {"^a{70000}$": {}}}), "more than 65536"),
     (dict(grammar="start: foo"), r'1\(8\): unknown name: "foo"'),
     (dict(grammar='root ::= "a"'), r"1\(7\)"),
     (dict(grammar="start: @other"), "other"),
@@ -75,7 +81,11 @@ def test_exactly_one_form_of_bounded_size(asked):
 
 
 @pytest.mark.parametrize("asked", [
-    dict(json=True), dict(json={}), dict(json='{"type": "null"}'), dict(regex="(a+)+$"), dict(choice=['a "b"\n', "é"]),
+    dict(json=True), dict(json={}), dict(json='{"type": "null"}'), dict(regex="(a+)+$"),
+    dict(regex=r"\*+[*+?{]*?\\{2}(?:a??b{1,900})+?[^]*]*"),
+    dict(regex=r"(?P<y>\d{4})-\p{L}+|(x|[[:alpha:]&&[^*]]*)+\{2"),
+    dict(json={"properties": {"pattern": {"type": "null"}}}),
+    dict(regex="(" * 99 + "a" + "){1,2}" * 16 + ")" * 83), dict(choice=['a "b"\n', "é"]),
     dict(grammar='start: "a" | start "b"'), dict(json_object=True), dict(grammar="start: <|named|>"),
     dict(json={"properties": {"$ref": {"type": "string"}}}), dict(json=json.loads(nested(20))),
     dict(json={"$defs": {"t": {"properties": {"c": {"items": {"$ref": "#/$defs/t"}}}}}, "$ref": "#/$defs/t"}),

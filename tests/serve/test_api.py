@@ -3,26 +3,13 @@ import json
 
 import msgspec
 import pytest
-from canary import TINY, Served
 from msgspec import inspect
 
 from gramme.request import SamplingParams
 from gramme.serve.app import ROUTES
 
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
 BODIES = sorted({body for _, _, body in ROUTES.values() if body is not None}, key=lambda b: b.__name__)
-
-
-@pytest.fixture(scope="module")
-def served():
-    with Served(*TINY) as s:
-        yield s
-
-
-@pytest.fixture(scope="module")
-def client(served):
-    with openai.OpenAI(base_url=served.url + "/v1", api_key="-", max_retries=0) as c:
-        yield c
 
 
 def test_responses_stream_the_text_of_the_whole_answer(client):

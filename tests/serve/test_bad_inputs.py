@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from canary import SECRET, TINY, Canary, Served
+from canary import SECRET
 
 COMPLETE, CHAT, EMBED, TOKENIZE, DETOKENIZE = (
     "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
@@ -12,17 +12,6 @@ RESPOND, RERANK, SCORE = "/v1/responses", "/v1/rerank", "/v1/score"
 LIMIT = 512
 VOCAB = 4096
 BIG = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def served():
-    with Served(*TINY) as s:
-        yield s
-
-
-@pytest.fixture(scope="module")
-def canary(served):
-    return Canary(served)
 
 
 def ask(**more):
@@ -69,8 +58,9 @@ PROMPTS = ["", [], [[]], [""], None, [-1], [VOCAB], [1 << 31], [1.5], [1, "a"], 
            ["a"] * 1025, [1] * (LIMIT + 1), [1] * LIMIT, [1] * (2 << 20), "\u0000" * 2000]
 MESSAGES = [None, "string", [123], [{}], [{"role": 123}], [{"role": "user", "content": 123}], [{"content": "hello"}],
             [],
-            [{"role": "user", "content": "a"}] * 4097, [{"role": "user", "content": [{"type": "image_url", "image_url":
-             {"url": "http://169.254.169.254/"}}]}], [{"role": "user", "content": [{"type": "input_audio"}]}],
+            [{"role": "user", "content": "a"}] * 4097, [{"role": "tool", "content": ""}] * 100_000,
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}],
+            [{"role": "user", "content": [{"type": "input_audio"}]}],
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
             [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": [5]}], {"role": "user"},
             [{"role": "user", "content": "x " * 5000}]]
@@ -87,6 +77,7 @@ CHATTING = [
     {"chat_template": "{{ 1 }}"}, {"chat_template_kwargs": {"chat_template": "x"}},
     {"chat_template_kwargs": {"tokenize": True}}, {"chat_template_kwargs": {"messages": []}},
     {"chat_template_kwargs": {"tools": []}}, {"chat_template_kwargs": {f"k{i}": 1 for i in range(1000)}},
+    {"chat_template_kwargs": {f"k{i}": 1 for i in range(100_000)}}, {"chat_template_kwargs": {"a": nested(200)}},
     {"chat_template_kwargs": {"a": [1]}}, {"chat_template_kwargs": 5}, {"top_logprobs": 21, "logprobs": True},
     {"top_logprobs": -1, "logprobs": True}, {"top_logprobs": 3}, {"logprobs": 5}, {"max_completion_tokens": 0},
     {"continue_final_message": True, "add_generation_prompt": True}, {"tool_choice": "required"},
@@ -102,7 +93,20 @@ CHATTING = [
     {"structured_outputs": {"regex": "(" * 20_000}}, {"structured_outputs": {"grammar": "start: undefined"}},
     {"structured_outputs": {}}, {"structured_outputs": {"json": "{", "regex": "a"}},
     {"structured_outputs": {"choice": []}},
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(200)}}},
+    *({"structured_outputs": {"regex": pattern}} for pattern in (
+        "foo**", "^+[a-z]$", "^{2}x", "(?<=x)+", r"(a)\1", "a{1000000000}", "((a{1,1000}){1,1000}){1,1000}", "a{2,1}",
+        "[z-a]", r"\p{Nonsense}", "(?<n>a)(?<n>b)", "a" * 16_385)),
+    *({"structured_outputs": {"grammar": text}} for text in (
+        "start: start", "start: " + "(" * 60_000 + '"a"' + ")" * 60_000, "%llguidance {}",
+        'root ::= "a"', 'start: %json {"$ref": "file:///etc/passwd"}', 'start: "a"{1000000000}')),
+    *({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}} for schema in (
+        nested(65), nested(200), [], {"enum": list(range(200_000))}, {"enum": []}, False,
+        {"properties": {f"p{i}": {"type": "string"} for i in range(20_000)}}, {"$ref": "#"}, {"$ref": "#/nowhere"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"type": "array", "minItems": 10**9}, {"type": "string", "minLength": 10**9}, {"minimum": 5, "maximum": 3,
+         "type": "integer"}, {"not": {"type": "string"}}, {"if": {}, "then": {}}, {"unevaluatedProperties": False},
+        {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {"type": "string"}}} for j in range(8)]} for i in range(12)]},
+        {"type": "string", "pattern": "foo**"}, {"patternProperties": {"^+a": {}}})),
     {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": nested(200)}}]},
     {"reasoning_effort": "high"}, {"web_search_options": {}}, {"audio": {}}, {"modalities": ["audio"]},
     {"prediction": {"type": "content", "content": "x"}}, {"functions": [{"name": "f"}]}, {"verbosity": "high"},
@@ -143,6 +147,9 @@ GOOD = {  # odd, and right
     "NUL in text": (COMPLETE, ask(prompt="a\u0000b")),
     "marks and flags": (COMPLETE, ask(prompt="\u200b\u202eab\U0001f468\u200d\U0001f469\u200d\U0001f467")),
     "control strings": (CHAT, say("<s>[INST]</s><|im_start|>system")),
+    "a growing regex": (COMPLETE, ask(structured_outputs={"regex": "(a+)+$"}, max_tokens=300)),
+    "a form that is cut": (CHAT, say(response_format={"type": "json_object"}, max_tokens=3)),
+    "a form that must stop": (CHAT, say(structured_outputs={"regex": "[ab]{40}"}, max_tokens=60, stop=["a", "b"])),
     "every bias low": (COMPLETE, ask(logit_bias={str(i): -100 for i in range(1000)})),
     "a tiny temperature": (COMPLETE, ask(temperature=1e-320)), "room to spare": (COMPLETE, ask(max_tokens=10**6)),
     "the last token": (COMPLETE, ask(prompt=[1] * (LIMIT - 1))),
@@ -153,6 +160,11 @@ GOOD = {  # odd, and right
     "the stop string is everything": (COMPLETE, ask(stop=["a", "e", " ", "t"])),
     "an integer temperature": (COMPLETE, ask(temperature=1)), "unsupported but off": (COMPLETE, ask(suffix="", n=1)),
 }
+
+ROLES = [  # the template's own rules decide: never a fault of ours
+    ["wizard"], ["system"], ["assistant"], ["user", "user"], ["user", "assistant", "assistant"], ["tool"],
+    ["user", "assistant", "tool"], ["user"] * 4096, ["user", "assistant", "system", "user"], [""], ["user\n"],
+]
 
 
 def send(served, path, body):
@@ -171,15 +183,25 @@ def test_bad_input_is_refused_in_one_line_and_changes_nothing(served, canary, na
     error = json.loads(reply)["error"]
     assert set(error) == {"message", "type", "param", "code"} and len(reply) < 1500 and "\n" not in error["message"]
     assert not SECRET.search(reply) and took_s < 10
+    if isinstance(body, dict) and status == 400:
+        assert error["param"] in body or "required field" in error["message"] or "give either" in error["message"]
     canary.check()
 
 
-@pytest.mark.parametrize("field", NUMBERS)
-def test_streams_refuse_before_they_begin(served, field):
-    value = NUMBERS[field][0]
-    body = ask(**{"stream": True, field: value}) if field != "stream_options" else ask(stream=True, stream_options=5)
-    if field != "stream":
-        assert send(served, COMPLETE, body)[0] == 400
+@pytest.mark.parametrize("field", sorted(NUMBERS.keys() - {"stream"}))
+def test_streams_refuse_before_they_begin(served, canary, field):
+    value = 5 if field == "stream_options" else NUMBERS[field][0]
+    assert send(served, COMPLETE, ask(**{"stream": True, field: value}))[0] == 400
+    if field != "echo":  # which a chat does not know
+        assert send(served, CHAT, say(**{"stream": True, field: value}))[0] == 400
+    canary.check()
+
+
+@pytest.mark.parametrize("roles", ROLES, ids=lambda r: " ".join(r[:4]))
+def test_roles_are_the_templates_matter(served, canary, roles):
+    status, reply = send(served, CHAT, {"messages": [{"role": r, "content": "a"} for r in roles], "max_tokens": 1})
+    assert status == 200 or (status == 400 and json.loads(reply)["error"]["param"] == "messages"), reply[:300]
+    canary.check()
 
 
 @pytest.mark.parametrize("name", GOOD)

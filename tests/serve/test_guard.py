@@ -119,6 +119,8 @@ RAW = {
     "brotli": (head(*AUTH, "Content-Encoding: br", "Content-Length: 2", first=POST) + b"{}", {415}),
     "form": (head(AUTH[0], "Content-Type: application/x-www-form-urlencoded", "Content-Length: 2", first=POST) + b"{}",
              {415}),
+    "deflate": (head(*AUTH, "Content-Encoding: deflate", "Content-Length: 2", first=POST) + b"{}", {415}),
+    "plain text": (head(AUTH[0], "Content-Type: text/plain", "Content-Length: 2", first=POST) + b"{}", {415}),
     "no type": (head(AUTH[0], "Content-Length: 2", first=POST) + b"{}", {415}),
     "trace": (head(AUTH[0], first="TRACE /v1/completions HTTP/1.1"), {405}),
     "unknown method": (head(first="FOO / HTTP/1.1"), {400, 405}),
@@ -136,7 +138,8 @@ RAW = {
     "headers that stop": (b"GET / HTTP/1.1\r\nHost: loc", {None}),
     "a body that stops": (head(*AUTH, "Content-Length: 1000", first=POST) + b"{", {408}),
     "nothing": (b"", {None}),
-    "many ranges": (head("Range: bytes=" + ",".join(["0-0"] * 10_000)), {200, 431}),
+    "many ranges": (head("Range: bytes=" + ",".join(["0-0"] * 10_000), first="GET / HTTP/1.1"), {200, 431}),
+    "one range": (head("Range: bytes=0-0", first="GET / HTTP/1.1"), {200}),
 }
 
 

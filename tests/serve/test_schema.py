@@ -3,7 +3,6 @@ import json
 import os
 
 import pytest
-from canary import Canary, Served
 
 from gramme.serve.app import ROUTES
 
@@ -13,18 +12,8 @@ schemathesis = pytest.importorskip("schemathesis")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))  # for each operation and mode
 SHORT = hypothesis.settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
                             suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate])
+OPTIONS = ("dummy:tiny", "--max-model-len", "32", "--no-access-log")
 MODES = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
-
-
-@pytest.fixture(scope="module")
-def served():
-    with Served("dummy:tiny", "--max-model-len", "32", "--no-access-log") as s:
-        yield s
-
-
-@pytest.fixture(scope="module")
-def canary(served):
-    return Canary(served)
 
 
 @pytest.fixture(scope="module")

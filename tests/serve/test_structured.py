@@ -1,50 +1,17 @@
 """response_format and structured_outputs over HTTP with the real client, app and engine."""
 import json
 import re
-import socket
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import pytest
 
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx2")
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}},
           "required": ["name", "age"], "additionalProperties": False}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
-
-
-@pytest.fixture(scope="module")
-def base():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "gramme", "serve", "dummy:tiny", "--port", str(port),
-                                "--max-model-len", "512"])
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                if httpx.get(url + "/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def client(base):
-    with openai.OpenAI(base_url=base + "/v1", api_key="-", max_retries=0) as c:
-        yield c
 
 
 def chat(client, **more):

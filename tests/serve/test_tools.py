@@ -1,17 +1,14 @@
 """Tools over HTTP with the real client: calls are whole or streamed alike, forced ones follow their schema."""
 import asyncio
 import json
-import socket
-import subprocess
-import sys
-import time
 
 import jsonschema
 import pytest
 
-openai = pytest.importorskip("openai")
-httpx = pytest.importorskip("httpx2")
-from stub import Stub  # noqa: E402
+pytest.importorskip("openai")
+pytest.importorskip("httpx2")
+from canary import Served
+from stub import Stub
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["c", "f"]}},
            "required": ["city", "unit"], "additionalProperties": False}
@@ -147,59 +144,40 @@ def test_a_template_that_shows_no_tools_is_refused():
 # The real engine, whose random model says nothing sensible but under a grammar.
 
 @pytest.fixture(scope="module", params=["hermes", "mistral v11"])
-def base(request, tmp_path_factory):
+def served(request, tmp_path_factory):
     template = tmp_path_factory.mktemp("t") / "template.jinja"
     shown = FORMS[request.param][0].replace("{{ tools }}", "{{ tools | tojson }}")
     template.write_text(shown + "{% for m in messages %}{{ m.content }}{% endfor %}")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "gramme", "serve", "dummy:tiny", "--port", str(port),
-                                "--max-model-len", "700", "--chat-template", str(template)])
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                if httpx.get(url + "/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
+    with Served("dummy:tiny", "--max-model-len", "700", "--chat-template", str(template)) as s:
+        yield s
 
 
-def test_forced_calls_follow_their_schema(base):
-    with openai.OpenAI(base_url=base + "/v1", api_key="-", max_retries=0) as client:
-        ask = {"model": "dummy:tiny", "messages": ASK["messages"], "tools": TOOLS, "max_tokens": 300, "seed": 5}
-        named = {"type": "function", "function": {"name": "get_weather"}}
-        whole = client.chat.completions.create(**ask, tool_choice=named, n=2)
-        for choice in whole.choices:
-            [call] = choice.message.tool_calls
-            assert choice.finish_reason == "tool_calls" and choice.message.content is None
-            assert call.function.name == "get_weather"
-            jsonschema.validate(json.loads(call.function.arguments), WEATHER)
-        chunks = [c.choices[0].delta for c in client.chat.completions.create(**ask, tool_choice=named, stream=True)]
-        parts = [c.function.arguments for d in chunks for c in d.tool_calls or ()]
-        assert "".join(parts) == whole.choices[0].message.tool_calls[0].function.arguments and len(parts) > 5
-        many = client.chat.completions.create(**ask, tool_choice="required")
-        assert many.choices[0].message.tool_calls and many.choices[0].finish_reason in ("tool_calls", "length")
-        calls = many.choices[0].message.tool_calls
-        for call in calls if many.choices[0].finish_reason == "tool_calls" else calls[:-1]:
-            schema = next(t["function"]["parameters"] for t in TOOLS if t["function"]["name"] == call.function.name)
-            jsonschema.validate(json.loads(call.function.arguments), schema)
+def test_forced_calls_follow_their_schema(client):
+    ask = {"model": "dummy:tiny", "messages": ASK["messages"], "tools": TOOLS, "max_tokens": 300, "seed": 5}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    whole = client.chat.completions.create(**ask, tool_choice=named, n=2)
+    for choice in whole.choices:
+        [call] = choice.message.tool_calls
+        assert choice.finish_reason == "tool_calls" and choice.message.content is None
+        assert call.function.name == "get_weather"
+        jsonschema.validate(json.loads(call.function.arguments), WEATHER)
+    chunks = [c.choices[0].delta for c in client.chat.completions.create(**ask, tool_choice=named, stream=True)]
+    parts = [c.function.arguments for d in chunks for c in d.tool_calls or ()]
+    assert "".join(parts) == whole.choices[0].message.tool_calls[0].function.arguments and len(parts) > 5
+    many = client.chat.completions.create(**ask, tool_choice="required")
+    assert many.choices[0].message.tool_calls and many.choices[0].finish_reason in ("tool_calls", "length")
+    calls = many.choices[0].message.tool_calls
+    for call in calls if many.choices[0].finish_reason == "tool_calls" else calls[:-1]:
+        schema = next(t["function"]["parameters"] for t in TOOLS if t["function"]["name"] == call.function.name)
+        jsonschema.validate(json.loads(call.function.arguments), schema)
 
 
-def test_strict_calls_that_may_come_follow_their_schema(base):
+def test_strict_calls_that_may_come_follow_their_schema(client):
     """The random model says anything; what the grammar makes certain is that an opened call is one of the schema's."""
-    with openai.OpenAI(base_url=base + "/v1", api_key="-", max_retries=0) as client:
-        reply = client.chat.completions.create(
-            model="dummy:tiny", messages=ASK["messages"], tools=strict("get_weather"), max_tokens=40, n=3, seed=1,
-            logit_bias={"94": 40})  # an opening brace
-        for choice in reply.choices:
-            for call in choice.message.tool_calls or ():
-                assert call.function.name in ("get_weather", "now")
-            assert choice.finish_reason in ("stop", "length", "tool_calls")
+    reply = client.chat.completions.create(
+        model="dummy:tiny", messages=ASK["messages"], tools=strict("get_weather"), max_tokens=40, n=3, seed=1,
+        logit_bias={"94": 40})  # an opening brace
+    for choice in reply.choices:
+        for call in choice.message.tool_calls or ():
+            assert call.function.name in ("get_weather", "now")
+        assert choice.finish_reason in ("stop", "length", "tool_calls")
