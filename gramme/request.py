@@ -190,6 +190,38 @@ class SamplingParams:
         return self.temperature == 0
 
 
+PARTS = ("parse", "template", "tokenise", "queue", "grammar", "prefill", "flush")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """When each stage of a request was over, in nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share.
+
+    0: it is not over. In order; a stage that a request does not have is over when the one before it is. The time to
+    the first token is told in PARTS, each the difference of two neighbours: their sum is that time, by construction.
+    """
+
+    arrived_ns: int = 0
+    parsed_ns: int = 0  # the body is there and read, the form that it asks for checked
+    rendered_ns: int = 0  # the template has made one text of the conversation
+    tokenised_ns: int = 0  # the engine can have it
+    due_ns: int = 0  # its turn has come: there are a row and pages for it, whether its grammar is there or not
+    scheduled_ns: int = 0  # its first row is planned
+    sampled_ns: int = 0  # the engine has its first token
+    flushed_ns: int = 0  # the first of the answer was handed over: of a stream, to its connection
+
+    @property
+    def ttft_ns(self) -> int:
+        """From arrival to the first of the answer; 0 before that."""
+        return self.flushed_ns - self.arrived_ns if self.flushed_ns else 0
+
+    def parts(self) -> dict[str, int]:
+        """Nanoseconds by PARTS; none before the first of the answer."""
+        s = (self.arrived_ns, self.parsed_ns, self.rendered_ns, self.tokenised_ns, self.due_ns, self.scheduled_ns,
+             self.sampled_ns, self.flushed_ns)
+        return {name: s[i + 1] - s[i] for i, name in enumerate(PARTS)} if self.flushed_ns else {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt, as tokens. `n` samples of it are `n` sequences in the engine."""
@@ -199,7 +231,7 @@ class Request:
     params: SamplingParams
     bad_word_ids: Sequence[Sequence[int]] = ()  # params.bad_words, tokenised by whoever owns the tokenizer
     priority: int = _bounded(0, -MAX_COUNT, MAX_COUNT)  # lower runs first
-    arrival_s: float = 0.0  # monotonic clock
+    stamps: Stamps = Stamps()  # as far as the engine
     start_by_s: float | None = None  # monotonic clock; a request that has not run by then ends with reason "deadline"
     deadline_s: float | None = None  # monotonic clock; after it the request ends with reason "deadline"
     cache_salt: str = _bounded("", 0, MAX_SALT_CHARS, kind=str)  # prefixes are shared only among equal salts
@@ -261,18 +293,16 @@ class Update:
     error: str | None = None  # with finish_reason "error"
     error_param: str | None = None  # the field, when the request is at fault
     cached_tokens: int = 0  # prompt tokens that were not computed
-    scheduled_s: float | None = None  # monotonic clock, when its first row was planned
+    stamps: Stamps | None = None  # the request's and the engine's, with the sample's first tokens, or its end without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMetrics:
-    """Times in seconds on one monotonic clock. TTFT is first_token_s - arrival_s."""
+    """Of a request with several samples, the way of the one that had a token first."""
 
-    arrival_s: float
-    scheduled_s: float | None = None
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    cached_tokens: int = 0
+    stamps: Stamps
+    newest_ns: int = 0  # when the newest token came to whoever owns the text; the stamps' clock
+    cached_tokens: int = 0  # prompt tokens that were not computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 from gramme.request import Request, RequestError, SamplingParams
 
 # The fields of a Request that no caller sets.
-OURS = {"id", "prompt_token_ids", "params", "bad_word_ids", "arrival_s", "start_by_s", "deadline_s", "pooling"}
+OURS = {"id", "prompt_token_ids", "params", "bad_word_ids", "stamps", "start_by_s", "deadline_s", "pooling"}
 
 
 def beyond(bound):

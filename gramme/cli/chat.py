@@ -40,7 +40,7 @@ def _converse(llm: LLM, params: SamplingParams) -> None:
 
 
 def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> str:
-    text, prompt = "", {"prompt_token_ids": llm.chat_ids(messages)}
+    text, prompt = "", {"messages": messages}
     with _interruptible():
         for _, delta, _ in llm.stream(prompt, params):
             text += delta

@@ -25,6 +25,7 @@ class RunOptions:
                                 short="p")
     raw: bool = option(False, "continue the prompt as it stands, without the chat template")
     json: bool = option(False, "no streaming; end with one line of JSON")
+    verbose: bool = option(False, "say where the time to the first token went")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """`gramme run`: one prompt, its answer as it comes, and what it took."""
 import argparse
 import json
+import os
 import sys
-import time
 from dataclasses import asdict
 
 from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
+from gramme.cli import ledger
 from gramme.cli.flags import settle
 from gramme.cli.options import RunOptions, SamplingOptions
 from gramme.cli.progress import Bar
@@ -42,32 +43,39 @@ def _prompts(given: str | None, model: str) -> list[str]:
 
 
 def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions) -> None:
-    began = time.monotonic()
     prompt: Prompt = text
     if llm.chat_form is not None and llm.chat_form.template is not None and not asked.raw:
-        prompt = {"prompt_token_ids": llm.chat_ids([{"role": "user", "content": text}])}
+        prompt = {"messages": [{"role": "user", "content": text}]}
     for _, delta, so_far in llm.stream(prompt, params):
         output = so_far
         if not asked.json:
             print(delta, end="", flush=True)
     if asked.json:
-        print(json.dumps(_record(output, began), ensure_ascii=False), flush=True)
+        print(json.dumps(_record(output), ensure_ascii=False), flush=True)
     else:
         print("\n", flush=True)
-        print(_summary(llm, output, began), file=sys.stderr)
+        print(_summary(llm, output), file=sys.stderr)
+    if asked.verbose:
+        print(_ledger(output), file=sys.stderr)
 
 
-def _record(output: RequestOutput, began_s: float) -> dict[str, object]:
+def _record(output: RequestOutput) -> dict[str, object]:
     o, m = output.outputs[0], output.metrics
-    first, last = m.first_token_s or m.finished_s, m.finished_s
-    rate = (len(o.token_ids) - 1) / (last - first) if len(o.token_ids) > 1 and last > first else 0.0
+    seconds = (m.newest_ns - m.stamps.flushed_ns) / 1e9
+    rate = (len(o.token_ids) - 1) / seconds if len(o.token_ids) > 1 and seconds > 0 else 0.0
     return {"text": o.text, "prompt_tokens": len(output.prompt_token_ids), "completion_tokens": len(o.token_ids),
-            "ttft_ms": round(1000 * (first - began_s), 3), "decode_tok_s": round(rate, 2),
+            "ttft_ms": round(m.stamps.ttft_ns / 1e6, 3), "decode_tok_s": round(rate, 2),
             "finish_reason": o.finish_reason}
 
 
-def _summary(llm: LLM, output: RequestOutput, began_s: float) -> str:
-    r = _record(output, began_s)
+def _ledger(output: RequestOutput) -> str:
+    m, prompt = output.metrics, len(output.prompt_token_ids)
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else None
+    return ledger.line(m.stamps, m.cached_tokens, prompt - m.cached_tokens, columns)
+
+
+def _summary(llm: LLM, output: RequestOutput) -> str:
+    r = _record(output)
     line = (f"[{r['prompt_tokens']} tokens in, {r['completion_tokens']} out; first token after {r['ttft_ms']:.1f} ms, "
             f"then {r['decode_tok_s']:.1f} tokens/s")
     p = llm.engine.plan

@@ -158,7 +158,7 @@ class Scheduler:
         i = 0
         while budget and i < len(self.waiting):
             seq = self.waiting[i]
-            if seq.held:
+            if seq.held and seq.due:
                 i += 1
                 continue
             shareable = self._shareable(seq)
@@ -167,6 +167,10 @@ class Scheduler:
                 continue
             matched = self.pool.match(shareable)
             if self._is_being_computed(shareable[len(matched) :]):
+                i += 1
+                continue
+            if seq.held:
+                seq.due = self._has_room(seq, matched)
                 i += 1
                 continue
             if not self._make_room(seq, matched, rows):
@@ -193,15 +197,9 @@ class Scheduler:
         return bool(missing) and missing[0].key in self._computing
 
     def _make_room(self, seq: Sequence, matched: list[int], rows: list[Row]) -> bool:
-        """Rows and pages for a newcomer; only sequences of lower priority give theirs up for it.
-
-        One page for each running sequence stays free, so that admitting does not force a preemption at once.
-        """
-        while True:
-            need = -(-len(seq.tokens) // self.pool.page_size) - len(matched) + self.pool.unowned(matched)
-            headroom = sum(not s.leaving for s in self.running)
-            if len(self.running) < self.max_rows and need + headroom <= self.pool.available:
-                return True
+        """Rows and pages for a newcomer; only sequences of lower priority give theirs up for it."""
+        while not self._has_room(seq, matched):
+            need = self._need(seq, matched)
             lower = [s for s in self.running if s.priority > seq.priority]
             if any(s.leaving for s in self.running):  # rows and pages return at the next commit, no victim is needed
                 return False
@@ -211,8 +209,19 @@ class Scheduler:
             rows[:] = [row for row in rows if row.seq is not victim]
             if not self._preempt(victim):
                 return False
+        return True
+
+    def _has_room(self, seq: Sequence, matched: list[int]) -> bool:
+        """One page for each running sequence stays free, so that admitting does not force a preemption at once."""
+        headroom = sum(not s.leaving for s in self.running)
+        return len(self.running) < self.max_rows and self._need(seq, matched) + headroom <= self.pool.available
+
+    def _need(self, seq: Sequence, matched: list[int]) -> int:
+        """Pages that are free and would not be."""
+        return -(-len(seq.tokens) // self.pool.page_size) - len(matched) + self.pool.unowned(matched)
 
     def _start(self, seq: Sequence, matched: list[int], now_s: float) -> None:
+        seq.due = True
         self.waiting.remove(seq)
         insort(self.running, seq, key=_order)
         self.pool.hold(matched)

@@ -27,6 +27,7 @@ class Sequence:
     held: bool = False  # True: it waits for something outside, such as its grammar, and lets others pass
 
     prompt_len: int = 0
+    due: bool = False  # its turn has come, even if it was held then
     order: tuple[int, int] = (0, 0)  # priority, arrival
     cached: int = 0
     planned: int = 0

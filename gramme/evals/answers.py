@@ -12,8 +12,7 @@ def answers(llm: LLM, questions: Sequence[str], max_tokens: int,
     params, out = SamplingParams(temperature=0.0, max_tokens=max_tokens), []
     for i in range(0, len(questions), AT_ONCE):
         progress(i, len(questions))
-        prompts = [{"prompt_token_ids": llm.chat_ids([{"role": "user", "content": q}])}
-                   for q in questions[i : i + AT_ONCE]]
+        prompts = [{"messages": [{"role": "user", "content": q}]} for q in questions[i : i + AT_ONCE]]
         out += [r.outputs[0].text.strip() for r in llm.generate(prompts, params)]
     progress(len(questions), len(questions))
     return out

@@ -24,7 +24,7 @@ def assemble(request: Request, tokenizer: Tokenizer | None, prompt: str | None =
     made = [Detokenizer(tokenizer, skip_special_tokens=p.skip_special_tokens, stop=p.stop,
                         include_stop=p.include_stop_str_in_output, shown=shown)
             if tokenizer is not None and p.detokenize else None for _ in range(p.n)]
-    return Assembly(request, prompt, made, RequestMetrics(arrival_s=request.arrival_s))
+    return Assembly(request, prompt, made, RequestMetrics(stamps=request.stamps))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Assembly:
         """Take an update; returns the new text of its sample. A stop string sets `stops` and ends the sample here."""
         if self.reasons[u.index] is not None:
             return ""
-        self._clock(u)
+        self._stamp(u)
         if u.error_param is not None:
             self.refused = RequestError(str(u.error), u.error_param)
         self.prompt_logprobs = u.prompt_logprobs or self.prompt_logprobs
@@ -93,11 +93,16 @@ class Assembly:
                 self.reasons[i], self.stops[i] = "stop", d.stopped
         return text
 
-    def _clock(self, u: Update) -> None:
-        now = time.monotonic()
-        first = self.metrics.first_token_s or (now if u.token_ids else None)
-        self.metrics = replace(self.metrics, scheduled_s=u.scheduled_s, first_token_s=first, finished_s=now,
-                               cached_tokens=u.cached_tokens)
+    def handed_over(self) -> None:
+        """Call this each time when something of the answer has reached whoever asked: the first time counts."""
+        stamps = self.metrics.stamps
+        if not stamps.flushed_ns and stamps.sampled_ns:
+            self.metrics = replace(self.metrics, stamps=replace(stamps, flushed_ns=time.monotonic_ns()))
+
+    def _stamp(self, u: Update) -> None:
+        self.metrics = replace(self.metrics, newest_ns=time.monotonic_ns())
+        if u.stamps is not None and not self.metrics.stamps.sampled_ns:
+            self.metrics = replace(self.metrics, stamps=u.stamps, cached_tokens=u.cached_tokens)
 
     def _completion(self, i: int) -> CompletionOutput:
         lp = self.logprobs[i] if self.request.params.logprobs is not None else None

@@ -27,6 +27,7 @@ from gramme.request import (
     Logprobs,
     Request,
     RequestError,
+    Stamps,
     StructuredOutputsParams,
     Update,
 )
@@ -46,6 +47,9 @@ class Live:
     prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
     pooled: np.ndarray | None = None
     refusal: RequestError | None = None  # its grammar could not be compiled, or there was no memory for it
+    due_ns: int = 0  # as in Stamps
+    scheduled_ns: int = 0
+    stamped: bool = False  # an update has taken its stamps along
 
 
 class Engine:
@@ -120,9 +124,9 @@ class Engine:
 
     def step(self) -> list[Update]:
         """Plan and run one step, commit what has come back, and say what it brought."""
-        began = time.monotonic()
+        began_ns = time.monotonic_ns()
         self._take_compiled()
-        launched = self._launch(self.scheduler.schedule(began))
+        launched = self._launch(self.scheduler.schedule(began_ns / 1e9), began_ns)
         self._rows = len(launched.batch.rows)
         ready = [launched]
         if self.plan.run_ahead:
@@ -131,7 +135,9 @@ class Engine:
                 ready, self._flying = [*ready, launched], None
         updates = [update for step in ready for update in self._commit(step)]
         self._counts["steps"] += 1
-        self._counts["step_s"] += time.monotonic() - began
+        self._counts["step_s"] += (time.monotonic_ns() - began_ns) / 1e9
+        if self._compiling and not launched.batch.rows and self._flying is None:
+            self._compiling[0][0].wait(IDLE_WAIT_S)  # nobody else has work
         return updates
 
     def idle(self) -> bool:
@@ -163,8 +169,6 @@ class Engine:
         self._compiling.append((self._grammars.compile(asked), lives))
 
     def _take_compiled(self) -> None:
-        if self._compiling and len(self._compiling) == len(self._by_id) and self._flying is None:
-            self._compiling[0][0].wait(IDLE_WAIT_S)  # nobody else has work
         for compiled, lives in [pair for pair in self._compiling if pair[0].ready]:
             self._compiling.remove((compiled, lives))
             for live in lives:
@@ -209,8 +213,9 @@ class Engine:
             raise RequestError(f"the prompt has {len(prompt)} tokens, {held}", "prompt")
         return 0 if request.pooling else room if most is None else min(most, room)
 
-    def _launch(self, batch: Batch) -> Launched:
+    def _launch(self, batch: Batch, now_ns: int) -> Launched:
         lives = [self._live.get(row.seq) for row in batch.rows]
+        self._stamp(lives, now_ns)
         launched = self.runner.launch(
             batch, [live.chooser for live in lives], [live.request.pooling for live in lives], self._flying)
         for row in launched.failed:
@@ -218,13 +223,22 @@ class Engine:
             self.scheduler.finish(lives[row].seq, "error")
         return launched
 
+    def _stamp(self, lives: list[Live], now_ns: int) -> None:
+        """Those whose first row was planned, and those whose turn it would be, were it not for their grammar."""
+        for live in lives:
+            live.scheduled_ns = live.scheduled_ns or now_ns
+        for live in [*lives, *(live for _, held in self._compiling for live in held)]:
+            if live.seq.due:
+                live.due_ns = live.due_ns or now_ns
+
     def _commit(self, launched: Launched) -> list[Update]:
         results = self.runner.collect(launched)
         for row, result in zip(launched.batch.rows, results, strict=True):
             self._gather(row.seq, row.start, result)
             self._cut(row.seq, result)
-        events = self.scheduler.commit(launched.batch, [r.tokens for r in results], time.monotonic())
-        return [self._update(e, results[e.row] if e.row >= 0 else RowResult()) for e in events]
+        now_ns = time.monotonic_ns()
+        events = self.scheduler.commit(launched.batch, [r.tokens for r in results], now_ns / 1e9)
+        return [self._update(e, results[e.row] if e.row >= 0 else RowResult(), now_ns) for e in events]
 
     def _gather(self, seq: Sequence, start: int, result: RowResult) -> None:
         """Prompt scores and pooled states, chunk by chunk; a prompt that starts anew after preemption replaces them."""
@@ -246,7 +260,7 @@ class Engine:
         ends = (k for k in range(1, len(result.tokens)) if live.chooser.ended([*answer, *result.tokens[:k]]))
         del result.tokens[next(ends, len(result.tokens)) :]
 
-    def _update(self, event: Event, result: RowResult) -> Update:
+    def _update(self, event: Event, result: RowResult, now_ns: int) -> Update:
         seq = event.seq
         live = self._live[seq]
         self._counts["generated_tokens"] += len(event.tokens)
@@ -267,7 +281,7 @@ class Engine:
             stop_reason=self._stop_reason(event), prompt_logprobs=scores, embedding=_embedding(live, reason),
             error=str(_refusal(live)) if reason == "error" else None,
             error_param=_refusal(live).param if reason == "error" else None,
-            cached_tokens=seq.hit_tokens, scheduled_s=seq.scheduled_s,
+            cached_tokens=seq.hit_tokens, stamps=_stamps(live, event, now_ns),
         )
 
     def _stop_reason(self, event: Event) -> int | None:
@@ -292,6 +306,16 @@ def _refusal(live: Live) -> RequestError:
         return RequestError("the model's logits were not finite")
     why = matcher.error or "the other limits forbid the rest, or the logits were not finite"
     return RequestError(f"the grammar allows no token here: {why}", "structured_outputs" if matcher.error else None)
+
+
+def _stamps(live: Live, event: Event, now_ns: int) -> Stamps | None:
+    """With the first tokens, or with the end of what had none."""
+    if live.stamped or not (event.tokens or event.finish_reason):
+        return None
+    live.stamped = True
+    sampled = event.tokens or (live.seq.pooling and event.finish_reason == "stop")
+    return replace(live.request.stamps, due_ns=live.due_ns, scheduled_ns=live.scheduled_ns,
+                   sampled_ns=now_ns if sampled else 0)
 
 
 def _embedding(live: Live, reason: FinishReason | None) -> tuple[float, ...] | None:

@@ -23,11 +23,13 @@ from gramme.request import (
     RequestError,
     RequestOutput,
     SamplingParams,
+    Stamps,
 )
 from gramme.text.chat import Chat, open_chat
 from gramme.text.tokenizer import Tokenizer, load_tokenizer
 
-Prompt = str | Mapping[str, Sequence[int]]  # text, or {"prompt_token_ids": [...]}
+# A text, {"prompt_token_ids": [...]}, or {"messages": [...]} with what else the chat template takes
+Prompt = str | Mapping[str, Any]
 
 
 class LLM:
@@ -66,8 +68,7 @@ class LLM:
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None,
              **template: Any) -> list[RequestOutput]:
         """Answer [{"role": "user", "content": "..."}, ...]. max_tokens defaults to the rest of the context."""
-        ids = self.chat_ids(messages, **template)
-        return self._run([self._request({"prompt_token_ids": ids}, *self._params(params, 1, None))])
+        return self._run([self._request({"messages": messages, **template}, *self._params(params, 1, None))])
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[tuple[int, str, RequestOutput]]:
         """(sample index, new text, everything so far) as it comes. Leaving the loop early ends the request.
@@ -97,11 +98,6 @@ class LLM:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return [float(x) for x in vectors[1:] @ vectors[0]]
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
-        if self.chat_form is None or self.tokenizer is None:
-            raise RequestError("the model was loaded without a tokenizer", "messages")
-        return self.chat_form.encode(self.tokenizer, messages, **template)
-
     def default_params(self, **given: Any) -> SamplingParams:
         """SamplingParams with the model's recommended values where none are given."""
         own = {f.name: getattr(self.engine.defaults, f.name) for f in fields(GenerationDefaults)}
@@ -122,24 +118,38 @@ class LLM:
         return out
 
     def _request(self, prompt: Prompt, params: SamplingParams, pooling: Pooling | None = None) -> Assembly:
-        arrival_s = time.monotonic()
+        stamps = Stamps(arrived_ns=time.monotonic_ns())
         if params.structured_outputs is not None:
             check(params.structured_outputs)
-        text = prompt if isinstance(prompt, str) else None
-        ids = self._encode(prompt)
+        stamps = replace(stamps, parsed_ns=time.monotonic_ns())
+        text = self._text(prompt)
+        stamps = replace(stamps, rendered_ns=time.monotonic_ns())
+        ids = self._encode(prompt, text)
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words] if self.tokenizer else []
+        stamps = replace(stamps, tokenised_ns=time.monotonic_ns())
         request = Request(id=f"r{next(self._ids)}", prompt_token_ids=tuple(ids), params=params, bad_word_ids=bad,
-                          arrival_s=arrival_s, pooling=pooling)
-        return assemble(request, self.tokenizer, text)
+                          stamps=stamps, pooling=pooling)
+        return assemble(request, self.tokenizer, prompt if isinstance(prompt, str) else None)
 
-    def _encode(self, prompt: Prompt) -> Sequence[int]:
-        if isinstance(prompt, Mapping) and isinstance(ids := prompt.get("prompt_token_ids"), list | tuple):
-            return ids
-        if not isinstance(prompt, str):
-            raise RequestError(f'a prompt is a string or {{"prompt_token_ids": [...]}}, not {prompt!r:.60}', "prompt")
-        if self.tokenizer is None:
+    def _text(self, prompt: Prompt) -> str | None:
+        """None where the prompt is token ids. A conversation is rendered."""
+        if isinstance(prompt, str):
+            return prompt
+        if isinstance(prompt, Mapping) and "messages" in prompt:
+            if self.chat_form is None or self.tokenizer is None:
+                raise RequestError("the model was loaded without a tokenizer", "messages")
+            return self.chat_form.render(self.tokenizer, **prompt)
+        return None
+
+    def _encode(self, prompt: Prompt, text: str | None) -> Sequence[int]:
+        if text is None:
+            if isinstance(prompt, Mapping) and isinstance(ids := prompt.get("prompt_token_ids"), list | tuple):
+                return ids
+            forms = '{"prompt_token_ids": [...]} or {"messages": [...]}'
+            raise RequestError(f"a prompt is a string, {forms}, not {prompt!r:.60}", "prompt")
+        if self.tokenizer is None or self.chat_form is None:
             raise RequestError("the model was loaded without a tokenizer: give prompt_token_ids", "prompt")
-        return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode(text) if isinstance(prompt, str) else self.chat_form.tokens(self.tokenizer, text)
 
     def _run(self, assemblies: list[Assembly]) -> list[RequestOutput]:
         with self._opened(assemblies):
@@ -175,6 +185,7 @@ class LLM:
         for u in updates:
             assembly, news = self._open[u.id]
             news.append((u.index, assembly.feed(u)))
+            assembly.handed_over()
             if assembly.reasons[u.index] and u.finish_reason is None:
                 self.engine.finish(u.id, u.index, "stop")
 

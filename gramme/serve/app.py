@@ -3,6 +3,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gramme import __version__
-from gramme.request import Request, RequestError, SamplingParams
+from gramme.request import Request, RequestError, SamplingParams, Stamps
 from gramme.serve.admission import Admission, Place
 from gramme.serve.async_llm import AsyncLLM, EngineDead
 from gramme.serve.errors import FORESEEN, HttpError, http_error
@@ -149,7 +150,7 @@ class Server:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", "prompt")
         if body.messages is not None:
-            ids = await self.intake.encode_chat(body)
+            ids, _ = await self.intake.encode_chat(body)
         else:
             ids = await self.intake.encode(body.prompt, body.add_special_tokens)
         names = await run_in_threadpool(lambda: [self.tokenizer.token_str(t) for t in ids])
@@ -192,8 +193,9 @@ class Server:
             raise RequestError("max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
         form = await self.intake.structured(body)
         params = sampling(body, self.intake.defaults, structured_outputs=form.asked, **own)
+        stamps = _parsed(http)
         prompts = [await self.intake.ids(p, body.add_special_tokens) for p in body.prompts()]
-        job = self._job(body, params, prompts, form)
+        job = self._job(body, params, prompts, stamps, form)
         return await self._answer(http, body, job, CompletionReply(job, body, self.model, self.tokenizer), warnings)
 
     async def chat(self, http: HttpRequest) -> Response:
@@ -206,8 +208,9 @@ class Server:
         form = await self.intake.reading(body)
         params = sampling(body, self.intake.defaults, max_tokens=most, structured_outputs=form.asked,
                           logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        ids = await self.intake.encode_chat(body, form.shown)
-        job = self._job(body, params, [ids], form, "messages")
+        stamps = _parsed(http)
+        ids, rendered_ns = await self.intake.encode_chat(body, form.shown)
+        job = self._job(body, params, [ids], replace(stamps, rendered_ns=rendered_ns), form, "messages")
         parser = partial(form.parser, self.intake.thinks(ids, form.marks))
         reply = ChatReply(job, body, self.model, self.tokenizer, parser, form.form.id_chars if form.form else 24)
         return await self._answer(http, body, job, reply, warnings)
@@ -217,12 +220,14 @@ class Server:
         chat = body.chat()
         form = await self.intake.reading(chat)
         params = sampling(chat, self.intake.defaults, max_tokens=body.max_output_tokens, structured_outputs=form.asked)
-        job = self._job(chat, params, [await self.intake.encode_chat(chat)], form, "input")
+        stamps = _parsed(http)
+        ids, rendered_ns = await self.intake.encode_chat(chat)
+        job = self._job(chat, params, [ids], replace(stamps, rendered_ns=rendered_ns), form, "input")
         return await self._answer(http, chat, job, ResponsesReply(job, body, self.model), warnings)
 
-    def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], form: Reading,
+    def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], stamps: Stamps, form: Reading,
              param: str = "prompt") -> Job:
-        requests = [self.intake.request(ids, params, body, param) for ids in prompts]
+        requests = [self.intake.request(ids, params, stamps, body, param) for ids in prompts]
         return Job(requests, self.llm, self.tokenizer, self.metrics, form)
 
     async def _answer(self, http: HttpRequest, body: Sampled, job: Job, reply: Reply, warnings: list[str]) -> Response:
@@ -240,8 +245,9 @@ class Server:
 
     async def _vectors(self, http: HttpRequest, prompts: list[Any], param: str) -> tuple[list[list[float]], int]:
         """Mean embeddings, and the tokens that they took."""
+        stamps = _parsed(http)
         ids = [await self.intake.ids(p, param=param) for p in prompts]
-        requests = [self.intake.request(i, SamplingParams(), param=param, pooling="mean") for i in ids]
+        requests = [self.intake.request(i, SamplingParams(), stamps, param=param, pooling="mean") for i in ids]
         with self._admit(len(requests)):
             return await until_gone(http, _all(map(self._vector, requests))), sum(map(len, ids))
 
@@ -288,6 +294,12 @@ def guarded(run: Callable[[HttpRequest], Awaitable[Response]]) -> Callable[[Http
         except ClientDisconnect:
             return Response(status_code=499)
     return route
+
+
+def _parsed(http: HttpRequest) -> Stamps:
+    """Now; and, as long as no template follows, rendered too."""
+    now_ns = time.monotonic_ns()
+    return Stamps(http.state.arrived_ns, now_ns, now_ns)
 
 
 async def _plain_error(http: HttpRequest, error: Exception) -> Response:

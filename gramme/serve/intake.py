@@ -1,14 +1,14 @@
 """From a body's texts and token ids to engine Requests: tokenises and bounds. Knows no HTTP and no reply."""
 import asyncio
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
 from gramme.config import GenerationDefaults
-from gramme.request import Request, RequestError, SamplingParams
+from gramme.request import Request, RequestError, SamplingParams, Stamps
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.openai import ChatCompletion, Completion, Sampled, Tokenize, template_variables
 from gramme.serve.options import ServeOptions
@@ -34,8 +34,8 @@ class Intake:
         own = {f.name: getattr(self.llm.ready.defaults, f.name) for f in fields(GenerationDefaults)}
         return {name: v for name, v in own.items() if name != "eos_token_ids" and v is not None}
 
-    def request(self, ids: list[int], params: SamplingParams, body: Sampled | None = None, param: str = "prompt",
-                **more: Any) -> Request:
+    def request(self, ids: list[int], params: SamplingParams, stamps: Stamps, body: Sampled | None = None,
+                param: str = "prompt", **more: Any) -> Request:
         """Raises RequestError for every fault that shows before the engine is asked; `param` is where the text is."""
         room = self.limit - len(ids)
         if not ids:
@@ -47,8 +47,9 @@ class Intake:
         bad = [self.tokenizer.encode(w, add_special_tokens=False) for w in params.bad_words]
         if body is not None:
             more |= {"priority": body.priority, "cache_salt": body.cache_salt or ""}
-        now_s = time.monotonic()
-        return Request(id=uuid4().hex, prompt_token_ids=ids, params=params, bad_word_ids=bad, arrival_s=now_s,
+        stamps = replace(stamps, tokenised_ns=time.monotonic_ns())
+        now_s = stamps.tokenised_ns / 1e9
+        return Request(id=uuid4().hex, prompt_token_ids=ids, params=params, bad_word_ids=bad, stamps=stamps,
                        start_by_s=now_s + self.options.queue_limit_s, deadline_s=now_s + self.options.run_limit_s,
                        **more)
 
@@ -88,17 +89,23 @@ class Intake:
         """Whether a prompt ends inside the reasoning: templates of some models open it."""
         return marks is not None and self.tokenizer.decode(ids[-16:], False).rstrip().endswith(marks[0])
 
-    async def encode_chat(self, body: ChatCompletion | Tokenize, tools: Any = None) -> list[int]:
+    async def encode_chat(self, body: ChatCompletion | Tokenize, tools: Any = None) -> tuple[list[int], int]:
+        """The prompt, and when it was rendered and not yet tokenised, as in Stamps."""
         if body.continue_final_message and body.add_generation_prompt:
             raise RequestError("continue_final_message and add_generation_prompt contradict each other",
                                "continue_final_message")
         if isinstance(body, ChatCompletion):
             texts = (m["content"] for m in body.messages if isinstance(m.get("content"), str))
             self.check_size(sum(map(len, texts)), "messages")
-        return await run_in_threadpool(
-            self.chat_form.encode, self.tokenizer, history(body.messages), tools=tools,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            continue_final_message=body.continue_final_message, **template_variables(body.chat_template_kwargs))
+        how = {"tools": tools, "add_generation_prompt": body.add_generation_prompt is not False,
+               "continue_final_message": body.continue_final_message} | template_variables(body.chat_template_kwargs)
+
+        def encode() -> tuple[list[int], int]:
+            text = self.chat_form.render(self.tokenizer, history(body.messages), **how)
+            rendered_ns = time.monotonic_ns()
+            return self.chat_form.tokens(self.tokenizer, text), rendered_ns
+
+        return await run_in_threadpool(encode)
 
     def check_ids(self, ids: list[int], param: str) -> None:
         size = self.llm.ready.model.vocab_size

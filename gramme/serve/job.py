@@ -1,5 +1,6 @@
 """One HTTP request for tokens on its way through the engine: Requests in, text out. Knows no JSON and no HTTP."""
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -30,15 +31,20 @@ class Job:
         """(which prompt, update, its new text) until every sample has ended; closing it earlier ends the requests.
 
         An update's reasons are the text's: a stop string may have ended it. The assemblies may be further already.
+        Each update's part of the answer is to be handed over before the next is asked for.
         """
+        left = [self.params.n] * len(self.assemblies)
         async with aclosing(_merge([self._one(a) for a in self.assemblies])) as merged:
             async for which, (update, text) in merged:
                 yield which, update, text
+                left[which] -= update.finish_reason is not None
+                if not left[which]:
+                    self._metrics.finished(self.assemblies[which])
 
     async def drain(self) -> None:
         async with aclosing(self.run()) as updates:
-            async for _ in updates:
-                pass
+            async for which, _, _ in updates:
+                self.assemblies[which].handed_over()
 
     @property
     def sequences(self) -> int:
@@ -52,17 +58,17 @@ class Job:
                 "prompt_tokens_details": {"cached_tokens": cached}}
 
     def timings(self) -> dict[str, Any]:
-        """llama.cpp's names. Milliseconds from arrival to the first token, and from there to the last."""
-        every = [a.metrics for a in self.assemblies]
-        began = min(m.arrival_s for m in every)
-        first = min((m.first_token_s for m in every if m.first_token_s is not None), default=began)
-        last = max((m.finished_s for m in every if m.finished_s is not None), default=first)
-        used, prompt_ms, predicted_ms = self.usage(), (first - began) * 1e3, (last - first) * 1e3
+        """llama.cpp's names: milliseconds from arrival to the first of the answer, and from there to the last token.
+        Beside them the ledger of the first of these, in nanoseconds; of several prompts, that which was first."""
+        first = min((a.metrics.stamps for a in self.assemblies), key=lambda s: s.flushed_ns or math.inf)
+        last_ns = max(a.metrics.newest_ns for a in self.assemblies)
+        used, prompt_ms = self.usage(), first.ttft_ns / 1e6
+        predicted_ms = max(0, last_ns - first.flushed_ns) / 1e6
         n, cached = used["completion_tokens"], used["prompt_tokens_details"]["cached_tokens"]
         computed = used["prompt_tokens"] - cached
         return {"prompt_n": computed, "prompt_ms": prompt_ms, "prompt_per_second": _rate(computed, prompt_ms),
                 "predicted_n": n, "predicted_ms": predicted_ms, "predicted_per_second": _rate(n - 1, predicted_ms),
-                "cache_n": cached}
+                "cache_n": cached, "ttft_ns": first.ttft_ns, "ttft_parts_ns": first.parts()}
 
     async def _one(self, assembly: Assembly) -> AsyncIterator[tuple[Update, str]]:
         async with aclosing(self._llm.generate(assembly.request)) as updates:
@@ -77,18 +83,17 @@ class Job:
                 if u.finish_reason == "error":
                     raise HttpError(500, u.error or "the engine failed", "internal_error", code="engine_error")
                 if u.finish_reason == "deadline":
-                    raise _late(u)
+                    raise _late(assembly.metrics.stamps.scheduled_ns > 0)
                 reason, stop = assembly.reasons[u.index], assembly.stops[u.index]
                 if reason and u.finish_reason is None:
                     self._llm.finish(u.id, u.index)
                 yield replace(u, finish_reason=reason, stop_reason=stop), text
                 if assembly.finished:
                     break
-        self._metrics.finished(assembly)
 
 
-def _late(u: Update) -> HttpError:
-    if u.scheduled_s is None:
+def _late(ran: bool) -> HttpError:
+    if not ran:
         return HttpError(503, "the request waited too long for its turn", "unavailable_error", code="queue_timeout",
                          retry_after_s=5)
     return HttpError(504, "the request ran for too long", "timeout_error", code="run_timeout")

@@ -5,8 +5,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gramme.llm.assembly import Assembly
-from gramme.request import EngineStats, RequestMetrics
+from gramme.request import PARTS, EngineStats, RequestMetrics
 
+PART_S = tuple(m * 10.0**e for e in range(-5, 4) for m in (1, 3))
 TTFT_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
 E2E_S = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TOKEN_S = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -54,14 +55,15 @@ class Metrics:
         self._registry.register(EngineCollector(prefix, model, stats))
         made = lambda name, text, buckets: Histogram(
             f"{prefix}:{name}", text, LABELS, buckets=buckets, registry=self._registry).labels(model, "0")
-        self._ttft = made("time_to_first_token_seconds", "arrival to first token", TTFT_S)
+        self._ttft = made("time_to_first_token_seconds", "arrival to the first of the answer", TTFT_S)
+        self._parts = {part: made(f"request_{part}_time_seconds", f"part of the time to first token: {part}", PART_S)
+                       for part in PARTS}
         self._itl = made("inter_token_latency_seconds", "between two tokens of a request", TOKEN_S)
         self._e2e = made("e2e_request_latency_seconds", "arrival to last token", E2E_S)
-        self._queue = made("request_queue_time_seconds", "arrival to the first step", E2E_S)
-        self._prefill = made("request_prefill_time_seconds", "first step to first token", E2E_S)
         self._decode = made("request_decode_time_seconds", "first token to last", E2E_S)
         self._inference = made("request_inference_time_seconds", "first step to last token", E2E_S)
         self._prompt = made("request_prompt_tokens", "tokens of a prompt", COUNTS)
+        self._computed = made("request_prefill_kv_computed_tokens", "tokens of a prompt that were not cached", COUNTS)
         self._made = made("request_generation_tokens", "tokens of an answer", COUNTS)
         self.sequence_s = 1.0  # what a sequence took lately, from its first step to its end
         self._labels = (model, "0")
@@ -70,20 +72,23 @@ class Metrics:
 
     def progressed(self, before: RequestMetrics, after: RequestMetrics) -> None:
         """A request that had a token got more."""
-        if before.first_token_s is not None and before.finished_s is not None and after.finished_s is not None:
-            self._itl.observe(after.finished_s - before.finished_s)
+        if before.stamps.sampled_ns:
+            self._itl.observe((after.newest_ns - before.newest_ns) / 1e9)
 
     def finished(self, assembly: Assembly) -> None:
-        m = assembly.metrics
-        spans = ((self._queue, m.arrival_s, m.scheduled_s), (self._ttft, m.arrival_s, m.first_token_s),
-                 (self._prefill, m.scheduled_s, m.first_token_s), (self._decode, m.first_token_s, m.finished_s),
-                 (self._inference, m.scheduled_s, m.finished_s), (self._e2e, m.arrival_s, m.finished_s))
-        for histogram, began_s, ended_s in spans:
-            if began_s is not None and ended_s is not None:
-                histogram.observe(ended_s - began_s)
-        if m.scheduled_s is not None and m.finished_s is not None:
-            self.sequence_s += 0.1 * (m.finished_s - m.scheduled_s - self.sequence_s)
-        self._prompt.observe(len(assembly.request.prompt_token_ids))
+        s, newest_ns = assembly.metrics.stamps, assembly.metrics.newest_ns
+        spans = ((self._ttft, s.arrived_ns, s.flushed_ns), (self._decode, s.sampled_ns, newest_ns),
+                 (self._inference, s.scheduled_ns, newest_ns), (self._e2e, s.arrived_ns, newest_ns))
+        for histogram, began_ns, ended_ns in spans:
+            if began_ns and ended_ns:
+                histogram.observe((ended_ns - began_ns) / 1e9)
+        for part, spent_ns in s.parts().items():
+            self._parts[part].observe(spent_ns / 1e9)
+        if s.scheduled_ns:
+            self.sequence_s += 0.1 * ((newest_ns - s.scheduled_ns) / 1e9 - self.sequence_s)
+        prompt = len(assembly.request.prompt_token_ids)
+        self._prompt.observe(prompt)
+        self._computed.observe(prompt - assembly.metrics.cached_tokens)
         for tokens, reason in zip(assembly.tokens, assembly.reasons):
             self._made.observe(len(tokens))
             if reason is not None:

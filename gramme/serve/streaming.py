@@ -58,6 +58,7 @@ async def events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
             async for which, update, text in updates:
                 for body in reply.chunk(which, update, text):
                     yield event(body)
+                    job.assemblies[which].handed_over()
         for body in reply.end():
             yield event(body)
     except FORESEEN as error:

@@ -18,10 +18,14 @@ class Chat:
     def __init__(self, template: str | None, renderer: TemplateRenderer | None, tool_template: str | None = None):
         self.template, self._renderer, self.tool_template = template, renderer, tool_template or template
 
-    def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *,
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **how: Any) -> list[int]:
+        """Render and tokenise."""
+        return self.tokens(tokenizer, self.render(tokenizer, messages, **how))
+
+    def render(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *,
                tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-               continue_final_message: bool = False, **variables: Any) -> list[int]:
-        """Render and tokenise. Raises RequestError naming the message that is not as it should be.
+               continue_final_message: bool = False, **variables: Any) -> str:
+        """The text for `tokens`, with marks. Raises RequestError naming the message that is not as it should be.
 
         `continue_final_message` leaves the last message open: the prompt ends with its content.
         """
@@ -29,12 +33,11 @@ class Chat:
         if template is None or self._renderer is None:
             raise RequestError("the model has no chat template; give one with --chat-template", "messages")
         checked = [_message(m, i) for i, m in enumerate(_listed(messages))]
-        control = re.compile("|".join(map(re.escape, sorted(tokenizer.added, key=len, reverse=True))) or r"(?!)")
         if continue_final_message:
             add_generation_prompt = False
             checked[-1]["content"] = (checked[-1]["content"] or "") + END
         try:
-            marked = _mark(variables | {"messages": checked, "tools": _tools(tools)}, control)
+            marked = _mark(variables | {"messages": checked, "tools": _tools(tools)}, _control(tokenizer))
         except RecursionError:
             raise RequestError("messages or tools are nested too deeply", "messages") from None
         special = {name: tokenizer.token_str(i) for name, i in
@@ -45,9 +48,13 @@ class Chat:
             text = _cut(text)
         if not text.isprintable() and SURROGATE.search(text):
             raise RequestError("messages hold half a surrogate pair, which is no text", "messages")
+        return text
+
+    def tokens(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Of what `render` made."""
         if MARK not in text:
             return tokenizer.encode(text, add_special_tokens=False)
-        return _encode_marked(tokenizer, text, control)
+        return _encode_marked(tokenizer, text, _control(tokenizer))
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -90,6 +97,11 @@ def _part(part: Any, i: int) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         raise RequestError(f"messages[{i}].content holds a part that is not text; only text is supported", "messages")
     return str(part["text"])
+
+
+def _control(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Matches the control strings, the longest first."""
+    return re.compile("|".join(map(re.escape, sorted(tokenizer.added, key=len, reverse=True))) or r"(?!)")
 
 
 def _mark(value: Any, control: re.Pattern[str]) -> Any:

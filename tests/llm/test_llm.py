@@ -145,8 +145,7 @@ def test_streams_add_up_and_may_be_read_in_turn_and_left(llm):
     assert parts == whole
     *_, (_, _, last) = llm.stream("Once", params)
     assert last.finished and [o.text for o in last.outputs] == whole[0]
-    m = last.metrics
-    assert m.arrival_s <= m.scheduled_s <= m.first_token_s <= m.finished_s
+    assert last.metrics.newest_ns >= last.metrics.stamps.sampled_ns > 0
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A server whose engine says what the test wants, in the pieces that the test wants; no test in here."""
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -53,7 +54,8 @@ class Says:
         for i in range(request.params.n):
             for at in range(0, len(ids), self.step):
                 await asyncio.sleep(self.pause_s)
-                yield Update(id=request.id, index=i, token_ids=tuple(ids[at : at + self.step]))
+                stamps = None if i or at else replace(request.stamps, due_ns=1, scheduled_ns=1, sampled_ns=1)
+                yield Update(id=request.id, index=i, token_ids=tuple(ids[at : at + self.step]), stamps=stamps)
             self.left -= i == request.params.n - 1
             yield Update(id=request.id, index=i, finish_reason=self.reason)
 
