@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -102,42 +103,56 @@ def crowd(pairs=10, idle=500, slow=200):
 
 # Overload
 
+class Ask(asyncio.Protocol):
+    """One request on a connection of its own; `answers` gets (status, seconds, when)."""
+
+    def __init__(self, prompt, answers):
+        self.body, self.answers, self.began_s, self.got = completion(16, prompt=prompt), answers, time.monotonic(), b""
+
+    def connection_made(self, transport):
+        body = json.dumps(self.body).encode()
+        transport.write(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                        b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    def data_received(self, data):
+        self.got += data
+
+    def connection_lost(self, error):
+        if self.got:
+            now_s = time.monotonic()
+            self.answers.append((int(self.got.split(b" ", 2)[1]), now_s - self.began_s, now_s))
+
+
 async def offer(port, rate, seconds, limit_s):
-    """Open requests at a steady rate, never waiting for answers: what is answered within the limit counts."""
-    results = []
-
-    async def one():
-        began_s = time.monotonic()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        body = json.dumps(completion(16, prompt=(3, len(results) % 4000 + 3))).encode()
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                     b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        status = int((await reader.readline()).split()[1])
-        await reader.read()
-        writer.close()
-        results.append((status, time.monotonic() - began_s))
-
-    tasks, began_s = [], time.monotonic()
+    """Open requests at a steady rate, never waiting for answers. Goodput is what is answered within the limit, from
+    the first second, when the queue has filled, to the last: what is still queued at the end does not count."""
+    loop, answers, tasks = asyncio.get_running_loop(), [], []
+    began_s, began_cpu_s = time.monotonic(), time.process_time()
     while (at := len(tasks) / rate) < seconds:
         await asyncio.sleep(max(0, began_s + at - time.monotonic()))
-        tasks.append(asyncio.create_task(one()))
+        ask = partial(Ask, (3, len(tasks) % 4000 + 3), answers)
+        tasks.append(loop.create_task(loop.create_connection(ask, "127.0.0.1", port)))
+    cpu_s = time.process_time() - began_cpu_s
     await asyncio.gather(*tasks, return_exceptions=True)
-    good = sum(status == 200 and s <= limit_s for status, s in results)
-    refused = [s for status, s in results if status == 429]
-    return {"offered": len(tasks) / seconds, "goodput": good / seconds, "refused": len(refused),
-            "late": sum(status == 200 and s > limit_s for status, s in results), "lost": len(tasks) - len(results),
+    while len(answers) < len(tasks) and time.monotonic() < began_s + seconds + 10 * limit_s:
+        await asyncio.sleep(0.05)
+    good = [s <= limit_s for status, s, at_s in answers if status == 200 and began_s + 1 <= at_s < began_s + seconds]
+    refused = [s for status, s, _ in answers if status == 429]
+    return {"offered": round(len(tasks) / seconds, 1), "goodput": round(sum(good) / (seconds - 1), 1),
+            "refused": len(refused), "late": sum(status == 200 and s > limit_s for status, s, _ in answers),
+            "lost": len(tasks) - len(answers), "client_cpu_share": round(cpu_s / seconds, 2),
             "refusal_p99_ms": round(percentile(refused, 0.99) * 1e3, 1) if refused else None}
 
 
-def overload(seconds=5.0, limit_s=2.0):
+def overload(seconds=4.0, limit_s=2.0):
     """Capacity is the highest load of which 95 % are answered in time; then up to four times as much is offered."""
     with Served(*TINY, "--max-model-len", "64", "--max-num-seqs", "32", "--max-queue", "64") as server:
         run = lambda rate: asyncio.run(offer(server.port, rate, seconds, limit_s))
         run(10)
-        rate, rows = 20.0, []
+        rate, rows = 60.0, []  # coarse steps, then fine ones
         while (row := run(rate))["goodput"] >= 0.95 * row["offered"]:
             rows.append(row)
-            rate *= 1.4
+            rate *= 1.5 if rate < 200 else 1.12
         capacity = rows[-1]["offered"] if rows else rate
         rows += [run(capacity * times) for times in (1.0, 1.5, 2.0, 3.0, 4.0)]
     at_most = max(r["goodput"] for r in rows)

@@ -24,7 +24,13 @@ class Admission:
         self.outstanding = 0  # sequences admitted and not yet ended
 
     def admit(self, sequences: int, max_rows: int, sequence_s: float) -> Place:
-        """Take room, or raise 429. `sequence_s`: what a sequence took lately, for Retry-After.
+        """Take room, or raise 429."""
+        self.check(sequences, max_rows, sequence_s)
+        self.outstanding += sequences
+        return Place(self, sequences)
+
+    def check(self, sequences: int, max_rows: int, sequence_s: float) -> None:
+        """Raise 429 where there is no room. `sequence_s`: what a sequence took lately, for Retry-After.
 
         A request that is larger than the whole queue may come when nobody else is there.
         """
@@ -32,5 +38,3 @@ class Admission:
             wait_s = sequence_s * (self.outstanding - max_rows + 1) / max_rows
             raise HttpError(429, f"{self.outstanding} sequences run or wait, the most is {max_rows + self.max_queue}",
                             "rate_limit_error", code="queue_full", retry_after_s=max(1, math.ceil(wait_s)))
-        self.outstanding += sequences
-        return Place(self, sequences)

@@ -69,6 +69,8 @@ ROUTES: dict[str, tuple[str, str, type | None]] = {  # path: method, Server's me
     "/health/live": ("GET", "is_live", None),
     "/metrics": ("GET", "scrape", None),
 }
+QUEUING = frozenset(path for path, (_, name, _) in ROUTES.items()
+                    if name in ("chat", "complete", "respond", "embed", "score", "rerank"))
 
 
 class Server:
@@ -98,6 +100,14 @@ class Server:
         finally:
             await self.llm.close()
             self.chat_form.close()
+
+    def check_room(self, path: str) -> None:
+        """Refuse what must queue when not even one sequence has room. Asked before the body is read and any route is
+        found: at four times the load that can be carried, three of four requests end here.
+        """
+        if path in QUEUING:
+            self._check_ready()
+            self.admission.check(1, self.llm.ready.plan.max_rows, self.metrics.sequence_s)
 
     async def page(self, http: HttpRequest) -> Response:
         return page()

@@ -1,4 +1,4 @@
-"""Who may ask: request ids, Host and Origin, API keys, before any route sees the request. Plain ASGI.
+"""Who may ask, and whether there is room: request ids, Host and Origin, API keys, before any route. Plain ASGI.
 
 Denies by default: what is not in PUBLIC needs the key, and paths are compared as the router compares them, exactly.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from gramme.config import ConfigError
-from gramme.serve.errors import HttpError
+from gramme.serve.errors import FORESEEN, HttpError, http_error
 from gramme.serve.options import ServeOptions
 
 PUBLIC = frozenset({"/", "/health", "/health/live", "/health/ready", "/metrics"})
@@ -25,8 +25,10 @@ Note = Callable[[dict[str, Any]], None]  # takes a finished request's record
 
 
 class Guard:
-    def __init__(self, app: Any, options: ServeOptions, note: Note):
-        self._app, self._note = app, note
+    """`check_room` raises for a path whose requests cannot be taken now."""
+
+    def __init__(self, app: Any, options: ServeOptions, note: Note, check_room: Callable[[str], None]):
+        self._app, self._note, self._check_room = app, note, check_room
         self._keys = [_digest(k.encode()) for k in read_keys(options)]
         self._public = PUBLIC - {"/metrics"} if options.metrics_auth else PUBLIC
         self._origins = _listed(options.cors_origins)
@@ -55,10 +57,13 @@ class Guard:
                 await _send(answer, 204, b"", [(b"allow", b"GET, POST")])
             else:
                 self._check_key(scope)
+                self._check_room(scope["path"])
                 await self._app(scope, receive, answer)
-        except HttpError as error:
-            await _send(answer, error.status, json.dumps(error.body).encode(), [(b"content-type", b"application/json"),
-                                                                                (b"connection", b"close")])
+        except FORESEEN as error:
+            made = http_error(error)
+            headers = {"content-type": "application/json", "connection": "close"} | made.headers
+            await _send(answer, made.status, json.dumps(made.body).encode(),
+                        [(name.encode(), value.encode()) for name, value in headers.items()])
         finally:
             ms = round((time.monotonic_ns() - arrived_ns) / 1e6, 1)
             self._note(record | {"method": scope["method"], "path": scope["path"][:200], "ms": ms})

@@ -42,9 +42,10 @@ def serve(config: EngineConfig, options: ServeOptions) -> int:
     server = Server(llm, tokenizer, chat_form, options.served_model_name or opened.name, options)
     note = lambda record: log.write(**record) if options.access_log and record["path"] not in QUIET else None
     limits = Limits(options.max_connections, options.header_limit_s, options.write_limit_s)
+    guard = Guard(server.app(), options, note, server.check_room)
     listener = Listener(uvicorn.Config(
-        Guard(server.app(), options, note), http=protocol(limits), ws="none", log_config=None, access_log=False,
-        server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=CLOSE_S), server, options, log)
+        guard, http=protocol(limits), ws="none", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=CLOSE_S), server, options, log)
     listener.run(sockets=[sock])
     log.drain()
     if llm.failed is not None and llm.failed.user:

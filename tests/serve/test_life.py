@@ -199,6 +199,17 @@ def test_the_queue_is_bounded_and_says_when_to_come_back():
         Canary(s).check()
 
 
+def test_where_there_is_no_room_a_body_is_not_even_awaited():
+    with Served(*TINY, "--max-num-seqs", "1", "--max-queue", "0", env=SLOW) as s:
+        [future] = started(s, 1)
+        with socket.create_connection(("127.0.0.1", s.port), timeout=20) as waiting:
+            waiting.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+                            b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n")
+            assert waiting.recv(4096).startswith(b"HTTP/1.1 429 ")
+        assert s.post("/tokenize", {"prompt": "a"})[0] == 200
+        assert not ends_with_error(future.result()[1])
+
+
 def test_waiting_and_running_have_limits():
     with Served(*TINY, "--max-num-seqs", "1", "--queue-limit-s", "0.1", env=SLOW) as s:
         [future] = started(s, 1)
