@@ -260,6 +260,7 @@ class Spent:
     decode_s: float = 0.0
     recomputed_s: float = 0.0
     rejected_s: float = 0.0
+    joules: float = 0.0  # where the power is known
     prefill_tokens: int = 0
     decode_tokens: int = 0
     recomputed_tokens: int = 0  # run again after a preemption
@@ -273,7 +274,7 @@ class Spent:
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
             self.prefill_s + other.prefill_s, self.decode_s + other.decode_s, self.recomputed_s + other.recomputed_s,
-            self.rejected_s + other.rejected_s, self.prefill_tokens + other.prefill_tokens,
+            self.rejected_s + other.rejected_s, self.joules + other.joules, self.prefill_tokens + other.prefill_tokens,
             self.decode_tokens + other.decode_tokens, self.recomputed_tokens + other.recomputed_tokens,
             self.rejected_tokens + other.rejected_tokens, self.cached_tokens + other.cached_tokens)
 
@@ -294,6 +295,7 @@ class Update:
     error_param: str | None = None  # the field, when the request is at fault
     cached_tokens: int = 0  # prompt tokens that were not computed
     stamps: Stamps | None = None  # the request's and the engine's, with the sample's first tokens, or its end without
+    spent: Spent | None = None  # with the finish_reason: what this sample took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +305,7 @@ class RequestMetrics:
     stamps: Stamps
     newest_ns: int = 0  # when the newest token came to whoever owns the text; the stamps' clock
     cached_tokens: int = 0  # prompt tokens that were not computed
+    spent: Spent = Spent()  # of the samples that have ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,7 +354,18 @@ class EngineStats:
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
-    recomputed_tokens: int = 0
+    prefill_chunks: int = 0  # rows that ended before their prompt did
+    rows_ahead: int = 0  # planned before their token was known
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of the drafted ones
+    captured: int = 0  # shapes of steps that were recorded
+    replayed: int = 0  # steps that ran from a record
+    halved: int = 0  # steps for which memory did not suffice
+    spent: Spent = Spent()  # by all requests; together with the next two: the time since the engine was ready
+    other_s: float = 0.0  # there was work, and no row ran
+    idle_s: float = 0.0
+    watts: float | None = None
+    power_source: str = "unknown"
     grammar_masks: int = 0
     grammar_mask_s: float = 0.0
     grammar_compile_s: float = 0.0

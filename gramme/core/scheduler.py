@@ -37,7 +37,8 @@ class Scheduler:
         self.prefix_caching, self.propose = prefix_caching, propose
         self.waiting: list[Sequence] = []  # by priority, then arrival
         self.running: list[Sequence] = []  # likewise
-        self.preemptions = self.recomputed_tokens = self.prefix_queried_tokens = self.prefix_hit_tokens = 0
+        self.preemptions = self.prefix_queried_tokens = self.prefix_hit_tokens = 0
+        self.prefill_chunks = self.rows_ahead = self.drafted_tokens = self.accepted_tokens = 0
         self._arrivals = 0
         self._closing: list[Sequence] = []  # ended, their Event comes with the next commit
         self._uncommitted: list[Batch] = []
@@ -240,6 +241,8 @@ class Scheduler:
     def _launch(self, row: Row) -> None:
         seq = row.seq
         seq.in_flight += 1
+        self.rows_ahead += row.feed is not None
+        self.prefill_chunks += row.start + len(row.tokens) < len(seq.tokens)
         seq.planned = row.start + len(row.tokens) - len(row.draft)
         seq.pending = 1 if row.samples else 0
 
@@ -285,7 +288,7 @@ class Scheduler:
         self.pool.release(seq.pages)
         self._forget_computing(seq, 0)
         if seq.finish_reason is None:
-            self.recomputed_tokens += seq.cached
+            seq.had = max(seq.had, seq.cached)
             insort(self.waiting, seq, key=_order)
         seq.pages, seq.cached, seq.planned, seq.pending, seq.leaving = [], 0, 0, 0, False
 
@@ -317,6 +320,8 @@ class Scheduler:
         seq.cached = row.start + len(row.tokens) - len(row.draft) + max(len(new) - 1, 0)
         if row.draft:
             seq.planned = seq.cached
+            self.drafted_tokens += len(row.draft)
+            self.accepted_tokens += max(len(new) - 1, 0)
         elif seq.in_flight:
             seq.pending = 1  # the batch that ran ahead samples one more
         if reason != "error":  # what is not finite must not be found by others

@@ -35,6 +35,7 @@ class Sequence:
     in_flight: int = 0  # uncommitted batches that hold a row of it
     pages: list[int] = field(default_factory=list)
     prefixes: list[Prefix] = field(default_factory=list)  # of its full pages, hashed once
+    had: int = 0  # tokens whose KV it held when it was preempted: what it runs below is run again
     hit_tokens: int = 0  # prompt tokens that were found at its first admission
     scheduled_s: float | None = None
     finish_reason: str | None = None

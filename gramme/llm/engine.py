@@ -15,6 +15,8 @@ from gramme.core.sequence import Sequence
 from gramme.grammar.compiler import Compiled, Grammars
 from gramme.kernels.load import backend, machine
 from gramme.kernels.present import available
+from gramme.llm.energy import PowerMeter, power
+from gramme.llm.meter import Meter, piece
 from gramme.llm.vocabulary import vocabulary
 from gramme.models.layouts import layouts
 from gramme.models.load import build
@@ -27,6 +29,7 @@ from gramme.request import (
     Logprobs,
     Request,
     RequestError,
+    Spent,
     Stamps,
     StructuredOutputsParams,
     Update,
@@ -34,6 +37,7 @@ from gramme.request import (
 from gramme.runtime.runner import Launched, RowResult, Runner
 from gramme.runtime.sampler import Chooser
 
+NOTHING = Spent()
 IDLE_WAIT_S = 0.02  # for a grammar, when there is nothing else to do
 
 
@@ -46,6 +50,7 @@ class Live:
     chooser: Chooser
     prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
     pooled: np.ndarray | None = None
+    spent: Spent = NOTHING
     refusal: RequestError | None = None  # its grammar could not be compiled, or there was no memory for it
     due_ns: int = 0  # as in Stamps
     scheduled_ns: int = 0
@@ -56,7 +61,7 @@ class Engine:
     """Scheduler and runner under one roof. Not thread-safe: one thread adds, aborts and steps."""
 
     def __init__(self, model: ModelConfig, decided: Plan, defaults: GenerationDefaults, runner: Runner,
-                 grammars: Grammars | None = None):
+                 grammars: Grammars | None = None, drawn: PowerMeter | None = None):
         self.model, self.plan, self.defaults, self.runner = model, decided, defaults, runner
         pool = PagePool(decided.pages, decided.page_size)
         self.scheduler = Scheduler(pool, decided.max_rows, decided.max_batch_tokens,
@@ -71,6 +76,7 @@ class Engine:
         self._compiling: list[tuple[Compiled, list[Live]]] = []
         self._rows = 0
         self._counts = {"steps": 0, "step_s": 0.0, "prompt_tokens": 0, "generated_tokens": 0}
+        self.meter = Meter(decided.tariff, drawn or power(decided), time.monotonic_ns() / 1e9)
 
     @classmethod
     def load(cls, config: EngineConfig, opened: Opened | None = None) -> "Engine":
@@ -79,6 +85,7 @@ class Engine:
         host = replace(this_machine(), backends=available())
         name = host.backends[0] if config.backend == "auto" else config.backend
         decided = plan(opened.config, config, machine(name, host))
+        drawn = power(decided)
         kernels = backend(decided.backend, decided.threads, decided.deterministic, decided.half)
         kept = layouts(opened.name, opened.files, kernels, decided.dtype, decided.ledger.weights) \
             if config.layout_cache else None
@@ -87,7 +94,8 @@ class Engine:
         if kept is not None:
             kept.close()
         grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))
-        return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels), grammars)
+        return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels), grammars,
+                   drawn)
 
     @property
     def busy(self) -> bool:
@@ -125,6 +133,7 @@ class Engine:
     def step(self) -> list[Update]:
         """Plan and run one step, commit what has come back, and say what it brought."""
         began_ns = time.monotonic_ns()
+        self.meter.begin(began_ns / 1e9)
         self._take_compiled()
         launched = self._launch(self.scheduler.schedule(began_ns / 1e9), began_ns)
         self._rows = len(launched.batch.rows)
@@ -138,6 +147,8 @@ class Engine:
         self._counts["step_s"] += (time.monotonic_ns() - began_ns) / 1e9
         if self._compiling and not launched.batch.rows and self._flying is None:
             self._compiling[0][0].wait(IDLE_WAIT_S)  # nobody else has work
+            self.meter.charge(time.monotonic_ns() / 1e9, ())
+        self.meter.end(time.monotonic_ns() / 1e9, self.busy)
         return updates
 
     def idle(self) -> bool:
@@ -145,12 +156,15 @@ class Engine:
         return self.runner.graphs.idle()
 
     def stats(self) -> EngineStats:
-        s = self.scheduler
+        s, graphs, meter = self.scheduler, self.runner.graphs, self.meter
         return EngineStats(
             running=len(s.running), waiting=len(s.waiting), pages_used=self._pool.used,
             pages_cached=self._pool.cached, pages_total=self.plan.pages - 1, rows=self._rows,
-            preemptions=s.preemptions, recomputed_tokens=s.recomputed_tokens,
-            prefix_queried_tokens=s.prefix_queried_tokens, prefix_hit_tokens=s.prefix_hit_tokens, **self._counts,
+            preemptions=s.preemptions, prefix_queried_tokens=s.prefix_queried_tokens,
+            prefix_hit_tokens=s.prefix_hit_tokens, prefill_chunks=s.prefill_chunks, rows_ahead=s.rows_ahead,
+            drafted_tokens=s.drafted_tokens, accepted_tokens=s.accepted_tokens, captured=graphs.captured,
+            replayed=graphs.replayed, halved=self.runner.halved, spent=meter.total, other_s=meter.other_s,
+            idle_s=meter.idle_s, watts=meter.power.watts, power_source=meter.power.source, **self._counts,
             **self._grammar_stats(),
         )
 
@@ -232,12 +246,19 @@ class Engine:
                 live.due_ns = live.due_ns or now_ns
 
     def _commit(self, launched: Launched) -> list[Update]:
-        results = self.runner.collect(launched)
-        for row, result in zip(launched.batch.rows, results, strict=True):
+        results, rows = self.runner.collect(launched), launched.batch.rows
+        for row, result in zip(rows, results, strict=True):
             self._gather(row.seq, row.start, result)
             self._cut(row.seq, result)
+        before = [(row.seq.had, row.seq.finish_reason is not None) for row in rows]
         now_ns = time.monotonic_ns()
         events = self.scheduler.commit(launched.batch, [r.tokens for r in results], now_ns / 1e9)
+        new = {e.row: len(e.tokens) for e in events}
+        pieces = [piece(row, *known, new.get(i, 0), len(result.prompt_logprobs))
+                  for i, (row, known, result) in enumerate(zip(rows, before, results, strict=True))]
+        for row, spent in zip(rows, self.meter.charge(now_ns / 1e9, pieces), strict=True):
+            if row.seq in self._live:  # it may have ended while this step ran ahead
+                self._live[row.seq].spent += spent
         return [self._update(e, results[e.row] if e.row >= 0 else RowResult(), now_ns) for e in events]
 
     def _gather(self, seq: Sequence, start: int, result: RowResult) -> None:
@@ -274,6 +295,8 @@ class Engine:
             reason = reason and "stop"
         if reason:
             self._forget(seq)
+            found = Spent(cached_tokens=seq.hit_tokens)
+            live.spent, self.meter.total = live.spent + found, self.meter.total + found
         wants = live.request.params.logprobs is not None and event.tokens
         return Update(
             id=seq.id, index=seq.index, token_ids=tuple(event.tokens), finish_reason=reason,
@@ -282,6 +305,7 @@ class Engine:
             error=str(_refusal(live)) if reason == "error" else None,
             error_param=_refusal(live).param if reason == "error" else None,
             cached_tokens=seq.hit_tokens, stamps=_stamps(live, event, now_ns),
+            spent=live.spent if reason else None,
         )
 
     def _stop_reason(self, event: Event) -> int | None:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 from gramme.config import ConfigError, ModelConfig, Price, Tariff
 from gramme.plan import cost, roofline
 from gramme.plan.roofline import Setup
+from gramme.plan.units import ms
 from gramme.request import Spent
 
 HOUR_S, KWH_J = 3600.0, 3.6e6
+KINDS = ("prefill", "decode", "cached", "recomputed", "rejected")
 UNKNOWN_CARD = {"bandwidth": 1008e9, "fp32_accumulate": 165e12}  # its proportions are taken to be an RTX 4090's
 
 
@@ -41,9 +43,11 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
-    """None: the power, or the price, is not known."""
+class Entry:
+    """A line of a receipt. None: the power, or the price, is not known."""
 
+    kind: str
+    tokens: int
     seconds: float
     joules: float | None
     money: float | None
@@ -65,7 +69,7 @@ def tariff(m: ModelConfig, w: cost.Weights, kv_dtype: str, s: Setup) -> Tariff:
     )
 
 
-def share(t: Tariff, seconds: float, pieces: Sequence[Piece]) -> list[Spent]:
+def share(t: Tariff, seconds: float, pieces: Sequence[Piece], watts: float = 0.0) -> list[Spent]:
     """The seconds of one step shared out to its rows; they add up to `seconds` where there is a row."""
     if not pieces:
         return []
@@ -73,25 +77,40 @@ def share(t: Tariff, seconds: float, pieces: Sequence[Piece]) -> list[Spent]:
     head_s = t.head_s / max(1, sum(p.outputs > 0 for p in pieces))
     fixed = [t.step_s / len(pieces) + head_s * (p.outputs > 0) for p in pieces]
     scale = seconds / (sum(own) + sum(fixed))
-    return [_split(p, scale * a, scale * b) for p, a, b in zip(pieces, own, fixed)]
+    return [_split(p, scale * a, scale * b, watts) for p, a, b in zip(pieces, own, fixed)]
 
 
-def bill(seconds: float, power: Power, price: Price | None) -> Bill:
-    joules = None if power.watts is None else seconds * power.watts
-    if price is None:
-        money = None
-    elif price.unit == "h":
-        money = price.amount * seconds / HOUR_S
-    else:
-        money = None if joules is None else price.amount * joules / KWH_J
-    return Bill(seconds=seconds, joules=joules, money=money)
+def receipt(spent: Spent, power: Power, price: Price | None) -> list[Entry]:
+    """An entry for each kind of token, then their sum. Joules belong to kinds as seconds do."""
+    watts = spent.joules / spent.seconds if spent.seconds else 0.0
+    entries = []
+    for kind in KINDS:
+        seconds = getattr(spent, f"{kind}_s", 0.0)
+        entries.append(_entry(kind, getattr(spent, f"{kind}_tokens"), seconds, watts * seconds, power, price))
+    tokens = sum(e.tokens for e in entries)
+    return [*entries, _entry("total", tokens, spent.seconds, spent.joules, power, price)]
 
 
-def per_million(seconds_per_token: float, power: Power, price: Price | None) -> str:
-    """What a million tokens cost, as people read it."""
-    b = bill(1e6 * seconds_per_token, power, price)
-    energy = "" if b.joules is None else f", {b.joules / KWH_J:.3g} kWh ({power.source})"
-    return f"{b.seconds / HOUR_S:.3g} h of machine{energy}" + ("" if b.money is None else f", {b.money:.3g} of money")
+def money(seconds: float, joules: float | None, price: Price | None) -> float | None:
+    """In the price's own currency; None: no price was declared, or it is for energy that nobody knows."""
+    if price is None or (price.unit == "kWh" and joules is None):
+        return None
+    return price.amount * (seconds / HOUR_S if price.unit == "h" else (joules or 0.0) / KWH_J)
+
+
+def per_million(seconds_per_token: float, power: Power, price: Price | None) -> Entry:
+    """What a million tokens cost."""
+    seconds = 1e6 * seconds_per_token
+    return _entry("million", 10**6, seconds, seconds * (power.watts or 0.0), power, price)
+
+
+def said(e: Entry) -> str:
+    """An entry's cost as people read it."""
+    time = f"{e.seconds / HOUR_S:.3g} h" if e.seconds >= HOUR_S else ms(e.seconds)
+    words = [f"{time} of machine"]
+    if e.joules is not None:
+        words.append(f"{e.joules / KWH_J:.3g} kWh" if e.joules >= KWH_J / 100 else f"{e.joules:.3g} J")
+    return ", ".join(words if e.money is None else [*words, f"{e.money:.3g} of money"])
 
 
 def _seconds(s: Setup, ceiling: str) -> float:
@@ -114,9 +133,15 @@ def _own_s(t: Tariff, p: Piece) -> float:
     return n * t.token_s + p.outputs * t.output_s + pairs * t.pair_s + keys * t.key_s
 
 
-def _split(p: Piece, own_s: float, fixed_s: float) -> Spent:
+def _entry(kind: str, tokens: int, seconds: float, joules: float, power: Power, price: Price | None) -> Entry:
+    known = None if power.watts is None else joules
+    return Entry(kind=kind, tokens=tokens, seconds=seconds, joules=known, money=money(seconds, known, price))
+
+
+def _split(p: Piece, own_s: float, fixed_s: float, watts: float) -> Spent:
     """By kind: each token pays alike for itself; a guess does not pay for what the step would have done without it."""
     kept = p.tokens - p.rejected
     each, base = own_s / p.tokens, fixed_s / (kept or p.tokens)
     return Spent(p.prefill * (each + base), p.decode * (each + base), p.recomputed * (each + base),
-                 p.rejected * (each if kept else each + base), p.prefill, p.decode, p.recomputed, p.rejected)
+                 p.rejected * (each if kept else each + base), watts * (own_s + fixed_s),
+                 p.prefill, p.decode, p.recomputed, p.rejected)

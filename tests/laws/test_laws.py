@@ -73,7 +73,7 @@ def test_32_streams_in_half_the_pages_as_32_separate_runs(make, ahead):
     need = sum(-(-(len(r.prompt_token_ids) + 59) // 4) for r in todo)
     tight = make(kv_tokens=need // 2 * 4, run_ahead=ahead, max_num_batched_tokens=64)
     got = run(tight, todo)
-    assert tight.stats().preemptions > 0 and tight.stats().recomputed_tokens > 0
+    assert tight.stats().preemptions > 0 and tight.stats().spent.recomputed_tokens > 0
     agree(make, got, run(make(max_num_seqs=1, prefix_caching=False), todo))
 
 

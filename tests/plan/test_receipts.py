@@ -9,8 +9,9 @@ from gramme.plan import cost, roofline
 from gramme.plan.gpus import gpu
 from gramme.plan.hardware import Hardware, card
 from gramme.plan.planner import plan
-from gramme.plan.receipts import Piece, Power, bill, per_million, share, tariff
+from gramme.plan.receipts import Piece, Power, per_million, receipt, said, share, tariff
 from gramme.plan.roofline import Setup
+from gramme.request import Spent
 
 MODEL = ModelConfig(family="llama", vocab_size=999, width=96, layers=3, heads=6, kv_heads=2, head_dim=16, ff_width=200,
                     norm_eps=1e-5, max_positions=4096, windows=(None, 24, 100))
@@ -96,19 +97,28 @@ def test_a_card_whose_rates_are_not_known_has_proportions_all_the_same(hardware)
     assert min(t.step_s, t.head_s, t.token_s, t.output_s, t.pair_s, t.key_s) > 0
 
 
+KWH, HOUR = Price(amount=0.25, unit="kWh"), Price(amount=2, unit="h")
+
+
 @pytest.mark.parametrize("power, price, joules, money", [
     (Power(), None, None, None), (Power(watts=65.0, source="declared"), None, 234e3, None),
-    (Power(watts=65.0), Price(amount=0.25, unit="kWh"), 234e3, 0.065 * 0.25),
-    (Power(), Price(amount=2, unit="h"), None, 2),
-    (Power(), Price(amount=0.25, unit="kWh"), None, None)])
-def test_a_bill_says_what_is_known(power, price, joules, money):
-    b = bill(3600.0, power, price)
-    assert (b.joules, b.money) == (pytest.approx(joules), pytest.approx(money))
+    (Power(watts=65.0), KWH, 234e3, 0.065 * 0.25), (Power(), HOUR, None, 2), (Power(), KWH, None, None)])
+def test_a_receipt_says_what_is_known_and_its_lines_add_up(power, price, joules, money):
+    spent = Spent(1800, 900, 600, 300, joules=3600 * (power.watts or 0), prefill_tokens=9, decode_tokens=4,
+                  recomputed_tokens=3, rejected_tokens=2, cached_tokens=70)
+    *lines, total = receipt(spent, power, price)
+    assert [e.kind for e in lines] == ["prefill", "decode", "cached", "recomputed", "rejected"]
+    assert lines[2].tokens == 70 and lines[2].seconds == 0 and total.seconds == 3600 and total.tokens == 88
+    for name, want in (("joules", joules), ("money", money)):
+        assert getattr(total, name) == pytest.approx(want)
+        if want is not None:
+            assert sum(getattr(e, name) for e in lines) == pytest.approx(want)
+            assert getattr(lines[0], name) == pytest.approx(want / 2)
 
 
 def test_a_million_tokens():
-    said = per_million(0.0036, Power(watts=100.0, source="declared"), Price(amount=0.2, unit="kWh"))
-    assert said == "1 h of machine, 0.1 kWh (declared), 0.02 of money"
+    e = per_million(0.0036, Power(watts=100.0, source="declared"), Price(amount=0.2, unit="kWh"))
+    assert said(e) == "1 h of machine, 0.1 kWh, 0.02 of money"
 
 
 @pytest.mark.parametrize("wish", [{"power": "65"}, {"power": "0W"}, {"price": "0.25"}, {"price": "0.25 kWh"},
