@@ -3,8 +3,8 @@ from importlib.util import find_spec
 
 import ml_dtypes
 import numpy as np
+import packers
 import pytest
-import unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,8 +34,8 @@ def test_compressed_tensors_and_gptq_and_their_identity(shape):
     rows, groups, group, bits, seed = shape
     w = random_grouped(8 * rows, groups, group, bits, seed)
     c, g = compressed_tensors(w, ml_dtypes.bfloat16), gptq(w)
-    np.testing.assert_array_equal(unpack.compressed_tensors(c, bits, group), dense(w))
-    np.testing.assert_array_equal(unpack.gptq(g, bits), dense(w))
+    np.testing.assert_array_equal(packers.from_pack_quantized(c, bits).values(), dense(w))
+    np.testing.assert_array_equal(packers.from_gptq(g, bits, 1).values(), dense(w))
     np.testing.assert_array_equal(c["weight_packed"], g["qweight"].T)
     assert (g["qzeros"].view(np.uint32) == {4: 0x77777777, 8: 0x7F7F7F7F}[bits]).all()
     assert g["qweight"].shape == (w.shape[1] * bits // 32, w.shape[0]) and g["scales"].shape == (groups, w.shape[0])
@@ -48,16 +48,15 @@ def test_awq_with_zero_points(shape):
     rows, groups, group, _, seed = shape
     w = random_grouped(8 * rows, groups, group, 4, seed, middle=False)
     t = awq(w)
-    np.testing.assert_array_equal(unpack.awq(t, group), dense(w))
+    np.testing.assert_array_equal(packers.from_awq(t).values(), dense(w))
     assert t["qweight"].shape == (w.shape[1], rows) and t["qzeros"].shape == (groups, rows)
 
 
-@pytest.mark.parametrize("bits, read", [(4, unpack.q4_0), (8, unpack.q8_0)])
-def test_gguf_blocks(bits, read):
-    w = random_grouped(5, 3, 32, bits, 1)
-    raw = blocks(w)
-    values = np.array([[v for block in row for v in read(np.ascontiguousarray(block))] for row in raw])
-    np.testing.assert_array_equal(values, dense(w))
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 3), st.sampled_from([4, 8]), st.integers(0, 99))
+def test_gguf_blocks(rows, groups, bits, seed):
+    w = random_grouped(rows, groups, 32, bits, seed)
+    np.testing.assert_array_equal(packers.unpack_rows(f"Q{bits}_0", blocks(w).reshape(rows, -1)), dense(w))
 
 
 def test_a_gguf_file_is_read_back(tmp_path):

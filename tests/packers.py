@@ -48,8 +48,10 @@ class Codes:
         return ((self.u - self.z[:, self.g_idx]) * s[:, self.g_idx]).astype(np.float32)
 
 
-def random_codes(rng, n, groups, group, bits=4, symmetric=False, act_order=False, dtype=np.float16):
-    """Codes over their whole range, scales over four orders of magnitude and both signs of exponent."""
+def random_codes(seed, n, groups, group, bits=4, symmetric=False, act_order=False, dtype=np.float16):
+    """Codes over their whole range, scales over four orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     k = groups * group
     top = 1 << bits
     z = np.full((n, groups), top // 2) if symmetric else rng.integers(0, top, (n, groups))
@@ -100,14 +102,16 @@ def from_pack_quantized(tensors, bits):
     return Codes(unpack(tensors["weight_packed"], bits, k), z, s, np.arange(k) // (k // s.shape[1]), bits)
 
 
-def int_quantized(rng, n, k, dtype):
+def int_quantized(seed, n, k, dtype):
     """Tensors and their meaning: one scale an output row, no zero point."""
+    rng = np.random.default_rng(seed)
     q, s = rng.integers(-128, 128, (n, k)).astype(np.int8), (10.0 ** rng.uniform(-4, 0, (n, 1))).astype(dtype)
     return {"weight": q, "weight_scale": s}, (q.astype(np.float64) * s.astype(np.float64)).astype(np.float32)
 
 
-def float_quantized(rng, n, k, dtype, scales):
+def float_quantized(seed, n, k, dtype, scales):
     """As `int_quantized`; `scales` is (n, 1), or (1,) for one scale a tensor."""
+    rng = np.random.default_rng(seed)
     q = rng.uniform(-448, 448, (n, k)).astype(ml_dtypes.float8_e4m3fn)
     s = (10.0 ** rng.uniform(-4, 0, scales)).astype(dtype)
     return {"weight": q, "weight_scale": s}, (q.astype(np.float64) * s.astype(np.float64)).astype(np.float32)
@@ -207,8 +211,9 @@ BLOCKS = {
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def random_tensor(rng, kind, rows, blocks):
+def random_tensor(seed, kind, rows, blocks):
     """Bytes and meaning of a (rows, blocks * block size) tensor of GGUF type `kind`."""
+    rng = np.random.default_rng(seed)
     if kind in BLOCKS:
         return BLOCKS[kind].random(rng, rows, blocks)
     stored = rng.normal(0, 1, (rows, 32 * blocks)).astype(FLOATS[kind])
