@@ -1,8 +1,8 @@
-"""A packer and an unpacker of each weight format, from the published layouts alone: this file has never seen the readers.
+"""A packer and an unpacker of each weight format, from the published layouts alone: it has never seen the readers.
 
-A layout is a table of places: which bits of the file hold element i. Packing scatters along the table, unpacking gathers
-along it, and `values` says in float64 what the codes mean. Every product of a code and half-precision scales has fewer
-than 24 significant bits and at most one sum follows, so a reader that is right agrees to the last bit.
+A layout is a table of places: which bits of the file hold element i. Packing scatters along the table, unpacking
+gathers along it, and `values` says in float64 what the codes mean. Every product of a code and half-precision scales
+has fewer than 24 significant bits and at most one sum follows, so a reader that is right agrees to the last bit.
 """
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ INTERLEAVED = (0, 2, 4, 6, 1, 3, 5, 7)  # AutoAWQ: bits 4i..4i+3 of a word hold 
 
 
 def pack(codes, bits, order=SEQUENTIAL):
-    """Unsigned codes (R, C) to int32 words (R, ceil(C * bits / 32)), first code lowest unless `order` says otherwise."""
+    """Unsigned codes (R, C) to int32 words (R, ceil(C * bits / 32)), the first code lowest unless `order` is given."""
     per_word = 32 // bits
     codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per_word))).astype(np.uint32)
     words = np.zeros((codes.shape[0], codes.shape[1] // per_word), np.uint32)
@@ -85,7 +85,7 @@ def from_gptq(tensors, bits, version):
 
 
 def pack_quantized(codes, symmetric):
-    """Codes are stored signed, then moved up by 2^(bits - 1) for packing: the unsigned code again. So are zero points."""
+    """Codes are stored signed, then moved up by 2^(bits - 1) for packing: unsigned again; so are zero points."""
     tensors = {"weight_packed": pack(codes.u, codes.bits), "weight_scale": codes.s,
                "weight_shape": np.array(codes.u.shape, np.int64)}
     if not symmetric:

@@ -95,4 +95,4 @@ class Grid:
 
 def _divide(w: Tensor, scales: Tensor) -> Tensor:
     """0 where a group's scale is 0: all of its values are."""
-    return torch.where(scales != 0, w / torch.where(scales != 0, scales, 1), 0)
+    return w / torch.where(scales != 0, scales, torch.inf)

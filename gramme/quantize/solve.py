@@ -36,15 +36,17 @@ def gptq(w: Tensor, moments: Tensor, grid: Grid) -> Grouped:
     """
     parts = grid.split(w)
     fit = grid.best(parts, diagonal_blocks(moments, grid.group))
+    by_group = Fit(*(a[..., 0].T.contiguous() for a in fit))  # (G, N)
     order = torch.argsort(moments.diagonal(), descending=True, stable=True)
     inverse = _inverse_factor(moments[order[:, None], order])
-    left, codes = w[:, order].clone(), torch.empty_like(w)
-    for start in range(0, w.shape[1], BLOCK):
+    left = w.T[order]  # (K, N): what is done to a column, K times, is done to neighbours in memory
+    codes = torch.empty_like(left)
+    for start in range(0, len(left), BLOCK):
         block = slice(start, start + BLOCK)
-        errors = _block(left[:, block], codes[:, block], inverse[block, block], order[block], grid, fit)
-        left[:, block.stop :] -= errors @ inverse[block, block.stop :]
-    out = torch.empty_like(codes)
-    out[:, order] = codes
+        errors = _block(left[block], codes[block], inverse[block, block], order[block], grid, by_group)
+        left[block.stop :] -= inverse[block, block.stop :].T @ errors
+    out = torch.empty_like(w)
+    out[:, order] = codes.T
     return grid.grouped(out, fit)
 
 
@@ -61,15 +63,13 @@ def diagonal_blocks(moments: Tensor, group: int) -> Tensor:
 
 
 def _block(left: Tensor, codes: Tensor, inverse: Tensor, order: Tensor, grid: Grid, fit: Fit) -> Tensor:
-    """Rounds the columns of a block in place; (N, block) errors, each divided by its diagonal."""
+    """Rounds the columns of a block, (block, N), in place; (block, N) errors, each divided by its diagonal."""
     errors = torch.empty_like(left)
     for i, column in enumerate((order // grid.group).tolist()):
-        group = Fit(fit.scales[:, column], fit.zeros[:, column])  # (N, 1)
-        w = left[:, i : i + 1]
-        codes[:, i : i + 1] = grid.codes(w, group)
-        error = (w - (codes[:, i : i + 1] - group.zeros) * group.scales) / inverse[i, i]
-        left[:, i + 1 :] -= error * inverse[i, i + 1 :]
-        errors[:, i : i + 1] = error
+        group = Fit(fit.scales[column], fit.zeros[column])  # (N,)
+        codes[i] = grid.codes(left[i], group)
+        errors[i] = (left[i] - (codes[i] - group.zeros) * group.scales) / inverse[i, i]
+        left[i + 1 :].addr_(inverse[i, i + 1 :], errors[i], alpha=-1)
     return errors
 
 
