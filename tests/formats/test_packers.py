@@ -67,7 +67,7 @@ def test_gptq(seed, n, groups, group, dtype, bits, version, symmetric, act_order
 @few
 @given(SEEDS, ROWS, GROUPS, SIZES)
 def test_scales_in_float32_lose_what_rounding_an_offset_loses(seed, n, groups, group):
-    """Scale times zero point is kept in float32: exact for half precision, else off by half a unit in its last place."""
+    """Scale times zero point is kept in float32: exact for half precision, else off by half a unit."""
     codes = packers.random_codes(seed, n, groups, group, dtype=np.float32)
     config = dict(quant_method="awq", bits=4, group_size=group, zero_point=True, version="gemm")
     lost = np.abs(read(packers.awq(codes), config) - codes.values())
