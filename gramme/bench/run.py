@@ -38,6 +38,7 @@ class Result:
     tokens_per_s: float  # median
     seconds: float  # of a token of each sequence, or of the prompt; median
     spread: float  # largest over smallest of the repeats
+    repeats_s: tuple[float, ...]  # what `seconds` is the median of
     predicted_s: float
     low_s: float
     high_s: float
@@ -107,9 +108,9 @@ def _result(test: Test, works: Sequence[cost.Work], times: Sequence[float], plai
     b = roofline.bottleneck(work, s)
     return Result(
         test=test.name, tokens_per_s=(test.batch if test.answer else test.prompt) / seconds, seconds=seconds,
-        spread=max(times) / min(times), predicted_s=taught.seconds, low_s=taught.low_s, high_s=taught.high_s,
-        uncalibrated_s=plain.seconds, gb_per_s=work.nbytes / seconds / 1e9, gop_per_s=work.ops / seconds / 1e9,
-        bound=b.bound, share=b.floor_s / seconds,
+        spread=max(times) / min(times), repeats_s=tuple(times), predicted_s=taught.seconds, low_s=taught.low_s,
+        high_s=taught.high_s, uncalibrated_s=plain.seconds, gb_per_s=work.nbytes / seconds / 1e9,
+        gop_per_s=work.ops / seconds / 1e9, bound=b.bound, share=b.floor_s / seconds,
     )
 
 
@@ -138,10 +139,12 @@ def line(r: Result) -> str:
             f"took {1e3 * r.seconds:8.2f} ({error:+.0%})")
 
 
-def record(results: Sequence[Result], hardware: Hardware, p: Plan, memory: dict[str, float]) -> dict[str, Any]:
+def record(results: Sequence[Result], model: str, hardware: Hardware, p: Plan,
+           memory: dict[str, float]) -> dict[str, Any]:
     """The last line: what `gramme bench compare` reads."""
     return {"bench": "run", "machine": hardware.name, "rates": dict(hardware.rates), "rates_source": hardware.source,
-            "backend": p.backend, "dtype": p.dtype, "threads": p.threads,
+            "model": model, "backend": p.backend, "dtype": p.dtype, "threads": p.threads,
+            "workload": {"tests": [r.test for r in results], "prompt_tokens": PROMPT},
             "memory": memory, "results": {r.test: asdict(r) for r in results}}
 
 
