@@ -8,18 +8,15 @@ from gramme.cli.options import BenchOptions
 from gramme.config import ConfigError, EngineConfig
 from gramme.kernels.present import available
 from gramme.plan.hardware import this_machine
-from gramme.plan.units import gb
+from gramme.plan.receipts import Power, per_million
+from gramme.plan.units import gb, parse_watts
 
 
 def main(args: argparse.Namespace) -> None:
-    asked = settle(args, BenchOptions)
-    {"run": _run}[args.measure](args, asked)
-
-
-def _run(args: argparse.Namespace, asked: BenchOptions) -> None:
     from gramme.bench.run import bench, line, record, resident_bytes, tests
     from gramme.llm.engine import Engine
 
+    asked = settle(args, BenchOptions)
     if not 1 <= asked.repeats <= 1000:
         raise ConfigError(f"--repeats must be from 1 to 1000, not {asked.repeats}")
     before = resident_bytes()
@@ -32,4 +29,10 @@ def _run(args: argparse.Namespace, asked: BenchOptions) -> None:
         results.append(result)
     memory = {"predicted_bytes": engine.plan.ledger.total, "measured_bytes": resident_bytes() - before}
     print(f"memory   predicted {gb(memory['predicted_bytes'])} at most, took {gb(memory['measured_bytes'])}")
-    print(json.dumps(record(results, hardware, engine.plan, memory)))
+    for r in results:
+        print(f"{r.test:8} a million tokens cost {per_million(1 / r.tokens_per_s, power(config), engine.plan.price)}")
+    print(json.dumps(record(results, config.model or "gramme-nano", hardware, engine.plan, memory)))
+
+
+def power(config: EngineConfig) -> Power:
+    return Power() if config.power is None else Power(watts=parse_watts(config.power), source="declared")

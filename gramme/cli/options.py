@@ -45,8 +45,42 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    repeats: int = option(3, "bench run: passes of each test; the median counts")
-    calibration: bool = option(True, "bench run: learn from the errors of predictions, and use what was learnt")
+    repeats: int = option(3, "passes of each test; the median counts")
+    calibration: bool = option(True, "learn from the errors of predictions, and use what was learnt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """Which server is asked what."""
+
+    url: str | None = option(None, "an OpenAI-compatible server, such as http://127.0.0.1:8000; default: gramme's own, "
+                                   "started with MODEL")
+    api_key: str | None = option(None, "key for that server")
+    endpoint: str = option("completions", "which form of OpenAI's API is asked", ("completions", "chat"))
+    extra_body: str | None = option(None, "JSON object that is added to every request; null takes a field away")
+    trace: str | None = option(None, "CSV file of arrival times and lengths, such as the Azure 2023 trace of "
+                                     "conversations; default: Poisson arrivals")
+    requests: int | None = option(None, "send so many at most")
+    duration: str | None = option(None, "send for so long, such as 60s; default: 30s, or all of the trace")
+    prompt_tokens: int | None = option(None, "length of each prompt; with --trace the longest; default: 256")
+    output_tokens: int | None = option(None, "length of each answer; with --trace the longest; default: 64")
+    length_scale: float = option(1.0, "lengths of the trace are multiplied by it")
+    load_seed: int = option(0, "of the arrivals and the prompts")
+    slo: str | None = option(None, "longest times for goodput in ms, of ttft, tpot and e2el, such as ttft:100,tpot:20")
+    timeout: str = option("600s", "longest wait for an answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeBenchOptions:
+    rate: float | None = option(None, "requests a second, also inf; default: 1, or the trace's own")
+    time_scale: float | None = option(None, "arrival times of the trace are multiplied by it: 0.5 is twice the rate")
+    out: str | None = option(None, "file for the record, which is printed as the last line in any case")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    rates: str = option("auto", "requests a second, such as 1,2,4,8; auto looks for the knee")
+    out: str = option("sweep", "writes OUT.json, OUT.md and OUT.png; rates that OUT.json has are not measured again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

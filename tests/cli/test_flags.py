@@ -5,11 +5,13 @@ from dataclasses import MISSING, fields
 import pytest
 
 from gramme.cli.flags import options, settle
-from gramme.cli.main import VERBS, parser
+from gramme.cli.main import VERBS, every_verb, parser
 from gramme.config import ConfigError, EngineConfig
 from gramme.serve.options import ServeOptions
 
-FLAGS = [(verb, record, name) for verb, v in VERBS.items() for record in v.records for name in options(record)]
+ALL = [*VERBS.items(), *((f"{name} {own}", v) for name, verb in VERBS.items() for own, v in verb.measures.items())]
+PARSER = parser()
+FLAGS = [(verb, record, name) for verb, v in ALL for record in v.records for name in options(record)]
 
 
 def another(f, kind):
@@ -23,8 +25,8 @@ def another(f, kind):
 
 
 def parsed(verb, *argv):
-    needed = {"bench": ["run"], "eval": ["ppl"], "quantize": ["model", "out"]}.get(verb, [])
-    return parser().parse_args([verb, *needed, *argv])
+    needed = {"eval": ["ppl"], "quantize": ["model", "out"]}.get(verb, [])
+    return PARSER.parse_args([*verb.split(), *needed, *argv])
 
 
 @pytest.mark.parametrize("verb, record, name", FLAGS, ids=lambda x: x if isinstance(x, str) else x.__name__)
@@ -78,7 +80,7 @@ def test_a_wrong_variable_is_refused_by_name(variable, text, monkeypatch):
 
 
 def test_no_two_records_of_a_verb_have_a_field_of_the_same_name_and_all_have_defaults():
-    for verb in VERBS.values():
+    for verb in every_verb():
         names = list(itertools.chain(*(options(record) for record in verb.records)))
         assert len(names) == len(set(names))
         assert all(f.default is not MISSING for record in verb.records for f in fields(record))
