@@ -343,6 +343,9 @@ class EngineStats:
 
     running: int = 0
     waiting: int = 0
+    prefilling: int = 0  # of the running ones: those that have no token yet
+    prefilling_tokens: int = 0  # of their prompts
+    prefilled_tokens: int = 0  # of these: computed, or found in the cache
     pages_used: int = 0
     pages_cached: int = 0  # known prefixes, used or not
     pages_total: int = 0

@@ -158,7 +158,7 @@ class Engine:
     def stats(self) -> EngineStats:
         s, graphs, meter = self.scheduler, self.runner.graphs, self.meter
         return EngineStats(
-            running=len(s.running), waiting=len(s.waiting), pages_used=self._pool.used,
+            running=len(s.running), waiting=len(s.waiting), **self._prefilling(), pages_used=self._pool.used,
             pages_cached=self._pool.cached, pages_total=self.plan.pages - 1, rows=self._rows,
             preemptions=s.preemptions, prefix_queried_tokens=s.prefix_queried_tokens,
             prefix_hit_tokens=s.prefix_hit_tokens, prefill_chunks=s.prefill_chunks, rows_ahead=s.rows_ahead,
@@ -167,6 +167,11 @@ class Engine:
             idle_s=meter.idle_s, watts=meter.power.watts, power_source=meter.power.source, **self._counts,
             **self._grammar_stats(),
         )
+
+    def _prefilling(self) -> dict[str, int]:
+        begun = [seq for seq in self.scheduler.running if not seq.generated]
+        return {"prefilling": len(begun), "prefilling_tokens": sum(seq.prompt_len for seq in begun),
+                "prefilled_tokens": sum(seq.cached for seq in begun)}
 
     def _grammar_stats(self) -> dict[str, float]:
         if self._grammars is None:

@@ -1,40 +1,54 @@
-"""Whether a request may queue: the one place where a 429 is decided. Counts sequences; knows no HTTP and no clock."""
+"""Whether a request may queue: the one place where a 429 is decided. Knows no HTTP, no clock and no engine."""
 import math
 
 from gramme.serve.errors import HttpError
+from gramme.serve.outlook import Expected, Load
 
 
 class Place:
-    """Room for some sequences, given back when the block that holds it ends."""
+    """Room for a load, given back when the block that holds it ends."""
 
-    def __init__(self, admission: "Admission", sequences: int):
-        self._admission, self._sequences = admission, sequences
+    def __init__(self, admission: "Admission", load: Load):
+        self._admission, self._load = admission, load
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *error: object) -> None:
-        self._admission.outstanding -= self._sequences
+        self._admission.loads.discard(self._load)
 
 
 class Admission:
-    """At most `max_queue` sequences may wait beyond the `max_rows` that run."""
+    """At most `max_queue` sequences may wait beyond the `max_rows` that run; with `slo_ttft_s` none is let in that
+    would have its first token later than that."""
 
-    def __init__(self, max_queue: int):
-        self.max_queue = max_queue
-        self.outstanding = 0  # sequences admitted and not yet ended
+    def __init__(self, max_queue: int, slo_ttft_s: float | None = None):
+        self.max_queue, self.slo_ttft_s = max_queue, slo_ttft_s
+        self.loads: set[Load] = set()  # admitted and not yet ended
 
-    def admit(self, sequences: int, max_rows: int, sequence_s: float) -> Place:
+    @property
+    def outstanding(self) -> int:
+        return sum(load.sequences for load in self.loads)
+
+    def admit(self, load: Load, max_rows: int, expected: Expected) -> Place:
         """Take room, or raise 429."""
-        self.check(sequences, max_rows, sequence_s)
-        self.outstanding += sequences
-        return Place(self, sequences)
+        self.check(load.sequences, max_rows, expected)
+        self.loads.add(load)
+        return Place(self, load)
 
-    def check(self, sequences: int, max_rows: int, sequence_s: float) -> None:
-        """Raise 429 where there is no room. `sequence_s`: what a sequence took lately, for Retry-After.
+    def check(self, sequences: int, max_rows: int, expected: Expected) -> None:
+        """Raise 429, with what is expected as Retry-After, where there is no room or it would come too late.
 
-        A request that is larger than the whole queue may come when nobody else is there.
+        When nobody else is there a request may be larger than the whole queue, and may come to try a stale prediction:
+        who refuses everything learns nothing.
         """
-        if self.outstanding and self.outstanding + sequences > max_rows + self.max_queue:
-            wait_s = sequence_s * (self.outstanding - max_rows + 1) / max_rows
-            raise HttpError(429, f"{self.outstanding} sequences run or wait, the most is {max_rows + self.max_queue}",
-                            "rate_limit_error", code="queue_full", retry_after_s=max(1, math.ceil(wait_s)))
+        there = self.outstanding
+        if there and there + sequences > max_rows + self.max_queue:
+            wait_s = expected.sequence_s * (there - max_rows + 1) / max_rows
+            raise _full(f"{there} sequences run or wait, the most is {max_rows + self.max_queue}", "queue_full", wait_s)
+        if self.slo_ttft_s is not None and expected.ttft_s > self.slo_ttft_s and (there or not expected.stale):
+            raise _full(f"the first token would come {expected.ttft_s:.2f} s after the request, the limit is "
+                        f"{self.slo_ttft_s:g} s", "slo_ttft", expected.ttft_s)
+
+
+def _full(message: str, code: str, wait_s: float) -> HttpError:
+    return HttpError(429, message, "rate_limit_error", code=code, retry_after_s=max(1, math.ceil(wait_s)))

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gramme import __version__
+from gramme.plan.units import parse_seconds
 from gramme.request import Request, RequestError, SamplingParams, Stamps
 from gramme.serve.admission import Admission, Place
 from gramme.serve.async_llm import AsyncLLM, EngineDead
@@ -36,6 +37,7 @@ from gramme.serve.openai import (
 from gramme.serve.openai import prompts as prompts_of
 from gramme.serve.openapi import document
 from gramme.serve.options import ServeOptions
+from gramme.serve.outlook import Expected, Load, Outlook, Vectors
 from gramme.serve.page import page
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
 from gramme.serve.responses import Responses, ResponsesReply
@@ -79,7 +81,8 @@ class Server:
     def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat, model: str, options: ServeOptions):
         self.llm, self.tokenizer, self.chat_form, self.model, self.options = llm, tokenizer, chat_form, model, options
         self.draining = False
-        self.admission = Admission(options.max_queue)
+        self.admission, self.outlook = Admission(options.max_queue, slo_ttft_s(options)), Outlook()
+        llm.watch = self.outlook.watch
         self.intake = Intake(llm, tokenizer, chat_form, options)
         self.metrics = Metrics(options.metrics_prefix, model, lambda: llm.stats)
         self.created = int(time.time())
@@ -107,7 +110,7 @@ class Server:
         """
         if path in QUEUING:
             self._check_ready()
-            self.admission.check(1, self.llm.ready.plan.max_rows, self.metrics.sequence_s)
+            self.admission.check(1, self.llm.ready.plan.max_rows, self._expected(1, time.monotonic_ns()))
 
     async def page(self, http: HttpRequest) -> Response:
         return page()
@@ -244,21 +247,27 @@ class Server:
         if body.stream:
             if body.prompt_logprobs is not None:
                 raise RequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
-            return HeldStream(self._admit(job.sequences), events(job, reply), media_type="text/event-stream",
+            return HeldStream(self._admit(job), events(job, reply), media_type="text/event-stream",
                               headers=_header(warnings) | {"cache-control": "no-cache"})
-        with self._admit(job.sequences):
+        with self._admit(job):
             await until_gone(http, job.drain())
         return _json(reply.whole(), warnings)
 
-    def _admit(self, sequences: int) -> Place:
-        return self.admission.admit(sequences, self.llm.ready.plan.max_rows, self.metrics.sequence_s)
+    def _admit(self, load: Load) -> Place:
+        expected = self._expected(load.prompt_tokens, load.arrived_ns)
+        load.predicted_ttft_s = expected.ttft_s
+        return self.admission.admit(load, self.llm.ready.plan.max_rows, expected)
+
+    def _expected(self, prompt_tokens: int, arrived_ns: int) -> Expected:
+        return self.outlook.expected(prompt_tokens, arrived_ns, self.admission.loads, self.llm.ready.plan,
+                                     self.metrics.sequence_s, self.metrics.flush_s)
 
     async def _vectors(self, http: HttpRequest, prompts: list[Any], param: str) -> tuple[list[list[float]], int]:
         """Mean embeddings, and the tokens that they took."""
         stamps = _parsed(http)
         ids = [await self.intake.ids(p, param=param) for p in prompts]
         requests = [self.intake.request(i, SamplingParams(), stamps, param=param, pooling="mean") for i in ids]
-        with self._admit(len(requests)):
+        with self._admit(Vectors(requests)):
             return await until_gone(http, _all(map(self._vector, requests))), sum(map(len, ids))
 
     async def _vector(self, request: Request) -> list[float]:
@@ -291,6 +300,10 @@ class Server:
 
     def _card(self) -> dict[str, Any]:
         return model_card(self.model, self.created, self.intake.limit if self.llm.ready else None)
+
+
+def slo_ttft_s(options: ServeOptions) -> float | None:
+    return None if options.slo_ttft is None else parse_seconds(options.slo_ttft)
 
 
 def guarded(run: Callable[[HttpRequest], Awaitable[Response]]) -> Callable[[HttpRequest], Awaitable[Response]]:

@@ -5,11 +5,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from hashlib import sha256
 
-from gramme.config import EngineConfig
+from gramme.config import EngineConfig, Plan
 from gramme.request import EngineStats, Request, RequestError, Update
 from gramme.serve.messages import (
     MAX_MESSAGE_BYTES,
@@ -44,6 +44,7 @@ class AsyncLLM:
     def __init__(self, config: EngineConfig, stall_limit_s: float = 60.0):
         self.config, self.stall_limit_s = config, stall_limit_s
         self.stats = EngineStats()
+        self.watch: Callable[[Plan, EngineStats], None] = lambda plan, stats: None  # called when `stats` is new
         self._waiting: dict[str, asyncio.Queue[Update | Exception]] = {}
         self._spawn()
 
@@ -152,6 +153,8 @@ class AsyncLLM:
                 self._give(id, EngineFault(text) if fault else RequestError(text, param))
             case Updates(updates, stats):
                 self.stats = stats
+                if self.ready is not None:
+                    self.watch(self.ready.plan, stats)
                 for update in updates:
                     self._give(update.id, update)
 

@@ -25,6 +25,7 @@ class Job:
         self.params = requests[0].params
         self.created = int(time.time())
         self.fingerprint = llm.fingerprint
+        self.predicted_ttft_s: float | None = None
         self._llm, self._metrics, self._reading = llm, metrics, reading
 
     async def run(self) -> AsyncIterator[tuple[int, Update, str]]:
@@ -40,6 +41,8 @@ class Job:
                 left[which] -= update.finish_reason is not None
                 if not left[which]:
                     self._metrics.finished(self.assemblies[which])
+        if len(self.assemblies) == 1 and self.predicted_ttft_s is not None:
+            self._metrics.foretold(self.predicted_ttft_s, self.assemblies[0].metrics.stamps.ttft_ns / 1e9)
 
     async def drain(self) -> None:
         async with aclosing(self.run()) as updates:
@@ -49,6 +52,20 @@ class Job:
     @property
     def sequences(self) -> int:
         return len(self.assemblies) * self.params.n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt whose answer comes first."""
+        return len(self.assemblies[0].request.prompt_token_ids)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Of the prompts that have no token yet."""
+        return sum(len(a.request.prompt_token_ids) for a in self.assemblies if not a.metrics.stamps.sampled_ns)
+
+    @property
+    def arrived_ns(self) -> int:
+        return self.assemblies[0].request.stamps.arrived_ns
 
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(a.request.prompt_token_ids) for a in self.assemblies)
@@ -68,7 +85,8 @@ class Job:
         computed = used["prompt_tokens"] - cached
         return {"prompt_n": computed, "prompt_ms": prompt_ms, "prompt_per_second": _rate(computed, prompt_ms),
                 "predicted_n": n, "predicted_ms": predicted_ms, "predicted_per_second": _rate(n - 1, predicted_ms),
-                "cache_n": cached, "ttft_ns": first.ttft_ns, "ttft_parts_ns": first.parts()}
+                "cache_n": cached, "ttft_ns": first.ttft_ns, "ttft_parts_ns": first.parts(),
+                "predicted_ttft_ns": round(1e9 * (self.predicted_ttft_s or 0.0))}
 
     async def _one(self, assembly: Assembly) -> AsyncIterator[tuple[Update, str]]:
         async with aclosing(self._llm.generate(assembly.request)) as updates:

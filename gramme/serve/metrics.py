@@ -9,6 +9,7 @@ from gramme.request import PARTS, EngineStats, RequestMetrics
 
 PART_S = tuple(m * 10.0**e for e in range(-5, 4) for m in (1, 3))
 TTFT_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+RATIOS = (.125, .25, .4, .5, .6, .7, .75, .8, .85, .9, .95, 1, 1.05, 1.1, 1.15, 1.2, 1.25, 1.33, 1.5, 2, 2.5, 4, 8)
 E2E_S = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TOKEN_S = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 COUNTS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
@@ -56,6 +57,8 @@ class Metrics:
         made = lambda name, text, buckets: Histogram(
             f"{prefix}:{name}", text, LABELS, buckets=buckets, registry=self._registry).labels(model, "0")
         self._ttft = made("time_to_first_token_seconds", "arrival to the first of the answer", TTFT_S)
+        self._predicted = made("predicted_time_to_first_token_seconds", "the same, as predicted at admission", TTFT_S)
+        self._ratio = made("time_to_first_token_over_predicted", "measured over predicted", RATIOS)
         self._parts = {part: made(f"request_{part}_time_seconds", f"part of the time to first token: {part}", PART_S)
                        for part in PARTS}
         self._itl = made("inter_token_latency_seconds", "between two tokens of a request", TOKEN_S)
@@ -66,6 +69,7 @@ class Metrics:
         self._computed = made("request_prefill_kv_computed_tokens", "tokens of a prompt that were not cached", COUNTS)
         self._made = made("request_generation_tokens", "tokens of an answer", COUNTS)
         self.sequence_s = 1.0  # what a sequence took lately, from its first step to its end
+        self.flush_s = 0.0  # what it took lately from the engine's first token to its handing over
         self._labels = (model, "0")
         self._done = Counter(f"{prefix}:request_success", "requests by reason", (*LABELS, "finished_reason"),
                              registry=self._registry)
@@ -84,6 +88,8 @@ class Metrics:
                 histogram.observe((ended_ns - began_ns) / 1e9)
         for part, spent_ns in s.parts().items():
             self._parts[part].observe(spent_ns / 1e9)
+        if s.flushed_ns:
+            self.flush_s += 0.1 * ((s.flushed_ns - s.sampled_ns) / 1e9 - self.flush_s)
         if s.scheduled_ns:
             self.sequence_s += 0.1 * ((newest_ns - s.scheduled_ns) / 1e9 - self.sequence_s)
         prompt = len(assembly.request.prompt_token_ids)
@@ -93,6 +99,12 @@ class Metrics:
             self._made.observe(len(tokens))
             if reason is not None:
                 self._done.labels(*self._labels, reason).inc()
+
+    def foretold(self, predicted_s: float, measured_s: float) -> None:
+        """Of a time to first token."""
+        if measured_s > 0:
+            self._predicted.observe(predicted_s)
+            self._ratio.observe(measured_s / predicted_s)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

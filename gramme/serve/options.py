@@ -21,6 +21,8 @@ class ServeOptions:
     access_log: bool = option(True, "one line of JSON a request on stderr, without prompts and answers")
     restart: bool = option(False, "start the engine once more when it dies")
     max_queue: int = option(256, "sequences that may wait beyond those that run; more are answered 429")
+    slo_ttft: str | None = option(None, "longest time to the first token, such as 500ms: requests for which it is "
+                                        "predicted to be longer are answered 429")
     max_connections: int = option(1024, "connections at once; more are closed with 503")
     queue_limit_s: float = option(600.0, "longest wait for the first step; then 503")
     run_limit_s: float = option(3600.0, "longest time from arrival to the last token; then 504")

@@ -13,7 +13,7 @@ import uvicorn
 
 from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.models.open import open_model
-from gramme.serve.app import Server
+from gramme.serve.app import Server, slo_ttft_s
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.connection import Limits, protocol
 from gramme.serve.guard import PUBLIC, Guard, read_keys
@@ -34,6 +34,7 @@ def serve(config: EngineConfig, options: ServeOptions) -> int:
     Raises ConfigError or ModelError, with one line, when it cannot start.
     """
     read_keys(options)
+    slo_ttft_s(options)
     sock = _bind(options.host, options.port)
     opened = open_model(config)
     tokenizer = load_tokenizer(opened.text)

@@ -1,0 +1,86 @@
+"""When a request that comes now would have its first token, from what the engine did and has to do. Knows no HTTP."""
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gramme.config import Plan
+from gramme.plan.pace import Ahead, Pace
+from gramme.request import EngineStats, Request
+
+STALE_S = 30.0  # without a step
+
+
+class Load(Protocol):
+    """What is to be admitted, or was and has not ended."""
+
+    predicted_ttft_s: float | None
+
+    @property
+    def sequences(self) -> int: ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt whose answer comes first."""
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Of its prompts that have no token yet."""
+
+    @property
+    def arrived_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Of a request that comes now."""
+
+    ttft_s: float  # from its arrival
+    sequence_s: float  # what a sequence took lately, from its first step to its end
+    stale: bool = False  # nothing has run for so long that only a request can tell whether this still holds
+
+
+class Vectors:
+    """Prompts whose vectors are wanted: the first is told when all are there."""
+
+    def __init__(self, requests: Sequence[Request]):
+        self.sequences, self.arrived_ns = len(requests), requests[0].stamps.arrived_ns
+        self.prompt_tokens = self.waiting_tokens = sum(len(r.prompt_token_ids) for r in requests)
+        self.predicted_ttft_s: float | None = None
+
+
+class Outlook:
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+        self._pace: Pace | None = None
+        self._stats = EngineStats()
+        self._ran_s = time.monotonic()  # when the newest step was seen to end
+
+    def watch(self, plan: Plan, stats: EngineStats) -> None:
+        """The engine's counters, after each step."""
+        before, self._stats = self._stats, stats
+        if self._plan is not plan:  # another engine: it counts from the beginning
+            self._plan, self._pace, before = plan, Pace(plan.tariff, plan.max_batch_tokens), EngineStats()
+        if self._pace is None or stats.steps == before.steps:
+            return
+        self._ran_s = time.monotonic()
+        now, then = stats.spent, before.spent
+        prompt_tokens = now.prefill_tokens + now.recomputed_tokens - then.prefill_tokens - then.recomputed_tokens
+        self._pace.ran(prompt_tokens, now.decode_tokens - then.decode_tokens, stats.step_s - before.step_s)
+        self._pace.found(stats.prefix_queried_tokens - before.prefix_queried_tokens,
+                         stats.prefix_hit_tokens - before.prefix_hit_tokens)
+
+    def expected(self, prompt_tokens: int, arrived_ns: int, others: Collection[Load], plan: Plan, sequence_s: float,
+                 flush_s: float) -> Expected:
+        """`sequence_s`, `flush_s`: what a sequence and a first flush took lately."""
+        s, now_s = self._stats, time.monotonic()
+        pace = self._pace or Pace(plan.tariff, plan.max_batch_tokens)
+        sequences = sum(other.sequences for other in others)
+        waiting = sum(other.waiting_tokens for other in others)
+        ahead = Ahead(
+            waiting_tokens=max(0, waiting - s.prefilling_tokens),
+            running_tokens=s.prefilling_tokens - s.prefilled_tokens, rows=s.running - s.prefilling,
+            elapsed_s=now_s - self._ran_s if s.running else 0.0,
+            rows_wait_s=sequence_s * max(0, sequences + 1 - plan.max_rows) / plan.max_rows)
+        ttft_s = now_s - arrived_ns / 1e9 + pace.first_token_s(prompt_tokens, ahead) + flush_s
+        return Expected(ttft_s, sequence_s, now_s - self._ran_s > STALE_S)
