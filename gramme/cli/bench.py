@@ -8,8 +8,8 @@ from gramme.cli.options import BenchOptions
 from gramme.config import ConfigError, EngineConfig
 from gramme.kernels.present import available
 from gramme.plan.hardware import this_machine
-from gramme.plan.receipts import Power, per_million
-from gramme.plan.units import gb, parse_watts
+from gramme.plan.receipts import Entry, Power, per_million, said
+from gramme.plan.units import gb, parse_price, parse_watts
 
 
 def main(args: argparse.Namespace) -> None:
@@ -19,6 +19,7 @@ def main(args: argparse.Namespace) -> None:
     asked = settle(args, BenchOptions)
     if not 1 <= asked.repeats <= 1000:
         raise ConfigError(f"--repeats must be from 1 to 1000, not {asked.repeats}")
+    million(config, 0.0)  # found to be wrong now rather than at the end
     before = resident_bytes()
     config = replace(settle(args, EngineConfig), skip_tokenizer_init=True, prefix_caching=False)
     engine = Engine.load(config)
@@ -30,9 +31,14 @@ def main(args: argparse.Namespace) -> None:
     memory = {"predicted_bytes": engine.plan.ledger.total, "measured_bytes": resident_bytes() - before}
     print(f"memory   predicted {gb(memory['predicted_bytes'])} at most, took {gb(memory['measured_bytes'])}")
     for r in results:
-        print(f"{r.test:8} a million tokens cost {per_million(1 / r.tokens_per_s, power(config), engine.plan.price)}")
+        print(f"{r.test:8} a million tokens cost {said(million(config, 1 / r.tokens_per_s))}")
     print(json.dumps(record(results, config.model or "gramme-nano", hardware, engine.plan, memory)))
 
 
-def power(config: EngineConfig) -> Power:
-    return Power() if config.power is None else Power(watts=parse_watts(config.power), source="declared")
+def million(config: EngineConfig, seconds_per_token: float) -> Entry:
+    """What a million tokens cost, by the power and the price that were declared. Raises ConfigError."""
+    power = Power() if config.power is None else Power(watts=parse_watts(config.power), source="declared")
+    price = None if config.price is None else parse_price(config.price)
+    if price is not None and price.unit == "kWh" and power.watts is None:
+        raise ConfigError("--price a kWh needs --power, such as 65W")
+    return per_million(seconds_per_token, power, price)

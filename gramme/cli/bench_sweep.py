@@ -13,13 +13,13 @@ from gramme.bench.compare import difference, read
 from gramme.bench.latency import Slo, parse_slo
 from gramme.bench.serve import Subject, measure
 from gramme.bench.sweep import KNEE_SHARE, Points, knee, parse_rates, plot, sweep, table
-from gramme.cli.bench import power
+from gramme.cli.bench import million
 from gramme.cli.bench_load import DEFAULT_WINDOW, about, end_orderly, progress, save, subject, workload
 from gramme.cli.flags import settle
 from gramme.cli.options import LoadOptions, SweepOptions
 from gramme.config import ConfigError, EngineConfig
-from gramme.plan.receipts import per_million
-from gramme.plan.units import parse_price, parse_seconds
+from gramme.plan.receipts import said
+from gramme.plan.units import parse_seconds
 
 # Flags that all points of a sweep share.
 SAME = ("trace", "requests", "duration", "prompt_tokens", "output_tokens", "length_scale", "load_seed", "endpoint",
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     config, asked, own = settle(args, EngineConfig), settle(args, LoadOptions), settle(args, SweepOptions)
     asked, rates, slo, out = (replace(asked, duration=asked.duration or DEFAULT_WINDOW), parse_rates(own.rates),
                               parse_slo(asked.slo), Path(own.out))
-    price = config.price and parse_price(config.price)
+    million(config, 0.0)  # found to be wrong now rather than at the end
     if not slo:
         raise ConfigError("a sweep needs --slo, such as --slo ttft:500,tpot:50: the knee is where goodput falls behind")
     workload(asked, rates[0] if rates else 1.0)
@@ -71,27 +71,26 @@ def main(args: argparse.Namespace) -> int:
         print("no plot will be drawn: it needs matplotlib (pip install gramme-engine[train])", file=sys.stderr)
     end_orderly()
     try:
-        with subject(args, config, asked) as (server, said):
+        with subject(args, config, asked) as (server, named):
             same = {name: getattr(asked, name) for name in SAME} | {"trace": asked.trace and Path(asked.trace).name}
-            one = Sweep({"bench": "sweep", **about(datetime.now()), "subject": said, "workload": same}, asked, slo, out)
+            one = Sweep({"bench": "sweep", **about(datetime.now()), "subject": named, "workload": same}, asked, slo, out)
             points, interrupted = sweep(rates, one.finished(), lambda rate: one.measure(server, rate), one.keep)
     except KeyboardInterrupt:
         return 130
     _show(one, points)
     if (found := knee(points)) is not None:
         at = points[found]
-        a_token_s = at["duration"] / (at["total_input_tokens"] + at["total_output_tokens"])
-        print(f"at the knee a million tokens, prompts and answers, cost "
-              f"{per_million(a_token_s, power(config), price or None)}")
+        cost = million(config, at["duration"] / (at["total_input_tokens"] + at["total_output_tokens"]))
+        print(f"at the knee a million tokens, prompts and answers, cost {said(cost)}")
     print(json.dumps({**one.head, "knee": found, "rates": list(points)}))
     return 130 if interrupted else 0
 
 
 def _show(s: Sweep, points: Points) -> None:
     """The table, on standard output and in Markdown, the plot, and where they are."""
-    found, said = knee(points), s.head["subject"]
+    found, named = knee(points), s.head["subject"]
     where = "below all rates" if found is None else f"at {found:g} requests/s"
-    title = f"{said['model']} on {said['server']}: {KNEE_SHARE:.0%} within {s.asked.slo} {where}"
+    title = f"{named['model']} on {named['server']}: {KNEE_SHARE:.0%} within {s.asked.slo} {where}"
     print(table(points), end="")
     print(title)
     save(s.out.with_suffix(".md"), f"{title}\n\n{table(points)}")

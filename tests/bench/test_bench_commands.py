@@ -120,7 +120,7 @@ def test_ctrl_c_ends_with_what_was_measured_and_130():
     (["serve", "--time-scale", "2"], "--trace"), (["serve", "--trace", "/no/file"], "/no/file"),
     (["serve", "--duration", "30"], "a unit"), (["serve", "--timeout", "x"], "a unit"),
     (["serve", "--extra-body", "[]"], "JSON object"), (["serve", "--extra-body", "{"], "JSON object"),
-    (["serve", "--price", "3"], "price"), (["serve", "--out", "/no/dir/f"], "/no/dir/f"),
+    (["serve", "--price", "3"], "price"), (["serve", "--price", "1/kWh"], "--power"), (["serve", "--out", "/no/dir/f"], "/no/dir/f"),
     (["serve", "--url", "http://h", "--endpoint", "chat", "--tokenizer", "x"], "completions"),
     (["serve", "/no/such/model"], "/no/such/model"), (["sweep"], "--slo"),
     (["sweep", "--slo", "ttft:1", "--rates", "x"], "--rates"), (["compare", "/no/a", "/no/b"], "/no/a"),
