@@ -19,9 +19,9 @@ def main(args: argparse.Namespace) -> None:
     asked = settle(args, BenchOptions)
     if not 1 <= asked.repeats <= 1000:
         raise ConfigError(f"--repeats must be from 1 to 1000, not {asked.repeats}")
+    config = replace(settle(args, EngineConfig), skip_tokenizer_init=True, prefix_caching=False)
     million(config, 0.0)  # found to be wrong now rather than at the end
     before = resident_bytes()
-    config = replace(settle(args, EngineConfig), skip_tokenizer_init=True, prefix_caching=False)
     engine = Engine.load(config)
     hardware = replace(this_machine(), backends=available())
     results = []

@@ -73,7 +73,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         with subject(args, config, asked) as (server, named):
             same = {name: getattr(asked, name) for name in SAME} | {"trace": asked.trace and Path(asked.trace).name}
-            one = Sweep({"bench": "sweep", **about(datetime.now()), "subject": named, "workload": same}, asked, slo, out)
+            head = {"bench": "sweep", **about(datetime.now()), "subject": named, "workload": same}
+            one = Sweep(head, asked, slo, out)
             points, interrupted = sweep(rates, one.finished(), lambda rate: one.measure(server, rate), one.keep)
     except KeyboardInterrupt:
         return 130
