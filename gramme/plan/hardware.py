@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from gramme.config import ConfigError
 from gramme.plan.gpus import GPU, Ceiling
+from gramme.plan.limits import memory_bytes, threads
 
 VERSION = 1  # of the file of measured rates
 # Assumed where nothing was measured, for one core: what two-channel desktops with AVX2 have at least.
@@ -23,7 +24,7 @@ CORE_FLOAT32, CORE_INT8 = 40e9, 120e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    cores: int  # that this process may use
+    cores: int  # that are worth a thread of this process, see `limits.threads`
     free_bytes: int  # memory that could be taken now
     backends: tuple[str, ...] = ("reference",)  # that run here, the best first
     kind: Literal["cpu", "gpu"] = "cpu"
@@ -43,7 +44,7 @@ class Hardware:
 
 
 def this_machine() -> Hardware:
-    cores, name = _cores(), cpu_name()
+    cores, name = threads(), cpu_name()
     rates, source = _measured(name, cores)
     return Hardware(cores=cores, free_bytes=_free_bytes(), name=name, total_bytes=_meminfo("MemTotal:") or 0,
                     rates=rates, source=source)
@@ -52,7 +53,7 @@ def this_machine() -> Hardware:
 def card(gpu: GPU) -> Hardware:
     """A graphics card that may be anywhere, with all of its memory free."""
     rates = {str(c): gpu.rate(c) for c in get_args(Ceiling)}
-    return Hardware(cores=_cores(), free_bytes=gpu.vram_bytes, kind="gpu", name=gpu.name, total_bytes=gpu.vram_bytes,
+    return Hardware(cores=threads(), free_bytes=gpu.vram_bytes, kind="gpu", name=gpu.name, total_bytes=gpu.vram_bytes,
                     backends=("cuda",), rates=rates, source="data sheet", processors=gpu.multiprocessors)
 
 
@@ -64,7 +65,7 @@ def assumed(cores: int) -> dict[str, float]:
 def remember(rates: Mapping[str, float], date: str) -> Path:
     """Keep what was measured on this machine, for the plans to come."""
     path = cache_directory() / "machine.json"
-    write_json(path, {"version": VERSION, "name": cpu_name(), "cores": _cores(), "date": date, "rates": dict(rates)})
+    write_json(path, {"version": VERSION, "name": cpu_name(), "cores": threads(), "date": date, "rates": dict(rates)})
     return path
 
 
@@ -109,20 +110,9 @@ def _measured(name: str, cores: int) -> tuple[dict[str, float], str]:
     return rates, f"measured {found.get('date')}"
 
 
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read(Path("/sys/fs/cgroup/cpu.max")).split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
-
-
 def _free_bytes() -> int:
-    free = _meminfo("MemAvailable:") or 1 << 32
-    limit, used = _read(Path("/sys/fs/cgroup/memory.max")).strip(), _read(Path("/sys/fs/cgroup/memory.current")).strip()
-    if limit.isdigit() and used.isdigit():
-        free = min(free, int(limit) - int(used))
-    return free
+    left, most = _meminfo("MemAvailable:") or 1 << 32, memory_bytes()
+    return left if most is None else min(left, most)
 
 
 def _meminfo(key: str) -> int | None:
