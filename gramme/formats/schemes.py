@@ -86,7 +86,7 @@ class GPTQ:
     marker: ClassVar[str] = "qweight"
     parts: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
     note: ClassVar[str] = ("GPTQ is read without loss; where q, k and v, or gate and up, are in different "
-                           "act-orders, or kernels keep columns in place, they are rounded to 8 bits in groups of 32")
+                           "act-orders, they are rounded to 8 bits in groups of 32")
 
     def read(self, m: Parts) -> Matrix:
         qweight = m.need("qweight", INT32, (None, None))

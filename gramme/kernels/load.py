@@ -49,7 +49,8 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
         from gramme.kernels.cpu.layout import Packed, pack
 
         kernels = CpuKernels(best_level(), threads)
-        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, packed=Packed, integer_acts=(4, 8), group=32)
+        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, packed=Packed, integer_acts=(4, 8), group=32,
+                       permutes=True)
     if name == "reference":
         return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8), permutes=True)
     if name == "eager":

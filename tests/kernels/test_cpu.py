@@ -11,7 +11,7 @@ import pytest
 from gramme.config import ConfigError
 from gramme.formats.grouped import Grouped, dense
 from gramme.kernels import reference
-from gramme.kernels.ops import KV, Quantised, Sampling, Step
+from gramme.kernels.ops import KV, Permuted, Quantised, Sampling, Step
 
 library = pytest.importorskip("gramme.kernels.cpu.library")
 try:
@@ -69,6 +69,22 @@ def test_quantise_keeps_what_is_not_finite(cpu):
     x[0, 3], x[1, 40] = np.nan, np.inf
     scales = cpu.quantise(x, "int8/32").scales
     assert np.isnan(scales[0, 0]) and scales[0, 1] == scales[1, 0] and np.isinf(scales[1, 1])
+
+
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_columns_in_another_order(cpu, rng, group, tokens):
+    """Whatever makes the activations, they are those of x[:, order]."""
+    x, gain = floats(rng, tokens, 384), floats(rng, 384)
+    act = Permuted(f"int8/{group}", rng.permutation(384).astype(np.int32))
+    assert same(cpu.quantise(x, act), reference.quantise(x[:, act.order], act.act))
+    normed = cpu.add_norm(x, None, gain, 1e-5, "float")[0]
+    assert same(cpu.add_norm(x, None, gain, 1e-5, act)[0], cpu.quantise(normed, act))
+    w = pack(floats(rng, 768, 384) / 16)
+    assert same(cpu.gate_up(x, w, None, act), cpu.quantise(cpu.gate_up(x, w, None, "float"), act))
+    for wrong in (act.order + 1, act.order - 1, act.order[:-1], act.order.astype(np.int64)):
+        with pytest.raises(ValueError, match="order"):
+            cpu.quantise(x, act._replace(order=wrong))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -13,7 +13,7 @@ from gramme.kernels import reference
 from gramme.kernels.cpu.arena import Arena
 from gramme.kernels.cpu.layout import FLOAT_KINDS, INT8_KV, Packed
 from gramme.kernels.cpu.library import Op, Pool, Program
-from gramme.kernels.ops import KV, Array, Ops, Quantised, Sampled, Sampling, Step
+from gramme.kernels.ops import KV, Array, Ops, Permuted, Quantised, Sampled, Sampling, Step
 
 SPAN = 512  # tokens of context that one chunk of attention reads, see attention.h
 TILE_ROWS = 32
@@ -56,7 +56,10 @@ class CpuKernels:
                    [len(ids), columns, packed.kind, packed.group], [packed.unit])
         return y
 
-    def add_norm(self, x: Array, r: Array | None, gain: Array, eps: float, act: str) -> tuple[Act, Array]:
+    def add_norm(self, x: Array, r: Array | None, gain: Array, eps: float, act: str | Permuted) -> tuple[Act, Array]:
+        if isinstance(act, Permuted):
+            y, total = self.add_norm(x, r, gain, eps, "float")
+            return self.quantise(y, act), total
         shape, group = x.shape, _group(act)
         _floats("x", x, shape)
         _floats("gain", gain, shape[1:])
@@ -74,12 +77,17 @@ class CpuKernels:
         self._call(Op.HEAD_NORM, [x, gain, y], [len(x), x[0].size, x.shape[2], stride] if len(x) else [0, 1], [eps])
         return y
 
-    def quantise(self, x: Array, act: str) -> Act:
+    def quantise(self, x: Array, act: str | Permuted) -> Act:
         if act == "float":
             return x
+        form, order = act if isinstance(act, Permuted) else (act, None)
         _floats("x", x, x.shape)
-        y = self._act(x.shape, _group(act))
-        self._call(Op.QUANTISE, [x, *_parts(y)], [*x.shape, _group(act)])
+        if order is not None:  # a weight's own, so that what was once right needs no check at a replay
+            _indices("order", order, x.shape[1], x.shape[1])
+        y = self._act(x.shape, _group(form))
+        if not isinstance(y, Quantised):
+            raise ValueError("float activations are multiplied in their own order only")
+        self._call(Op.QUANTISE, [x, *y, order], [*x.shape, _group(form)])
         return y
 
     def matmul(self, x: Act, packed: Packed, bias: Array | None) -> Array:
@@ -92,7 +100,9 @@ class CpuKernels:
                    [tokens, *packed.shape, packed.kind, packed.group, group], [packed.unit])
         return y
 
-    def gate_up(self, x: Act, packed: Packed, bias: Array | None, act: str) -> Act:
+    def gate_up(self, x: Act, packed: Packed, bias: Array | None, act: str | Permuted) -> Act:
+        if isinstance(act, Permuted):
+            return self.quantise(self.gate_up(x, packed, bias, "float"), act)
         tokens, group = _product("x", x, packed)
         rows = packed.shape[0]
         if bias is not None:

@@ -108,12 +108,24 @@ static void head_norm(const Args *a, int64_t chunk, char *) {
         }
 }
 
-// p: x (T, K), values (T, K), scales, sums; n: T, K, group
-static void quantise(const Args *a, int64_t chunk, char *) {
-    int64_t rows = rows_a_chunk(a->n[1]), k = a->n[1], groups = k / a->n[2];
-    for (int64_t t = chunk * rows; t < min64(a->n[0], (chunk + 1) * rows); t++)
-        quantise_row(floats(a, 0) + t * k, k, a->n[2], (int8_t *)a->p[1] + t * k, (float *)a->p[2] + t * groups,
-                     (float *)a->p[3] + t * groups);
+// p: x (T, K), values (T, K), scales, sums, order (K) or null: column order[i] of x becomes column i; n: T, K, group
+static void quantise(const Args *a, int64_t chunk, char *scratch) {
+    const int64_t rows = rows_a_chunk(a->n[1]), k = a->n[1], group = a->n[2];
+    const int32_t *order = (const int32_t *)a->p[4];
+    for (int64_t t = chunk * rows; t < min64(a->n[0], (chunk + 1) * rows); t++) {
+        const float *x = floats(a, 0) + t * k;
+        int8_t *q = (int8_t *)a->p[1] + t * k;
+        float *scales = (float *)a->p[2] + t * (k / group), *sums = (float *)a->p[3] + t * (k / group);
+        if (!order) {
+            quantise_row(x, k, group, q, scales, sums);
+            continue;
+        }
+        float *part = (float *)scratch;
+        for (int64_t g = 0; g < k; g += group) {
+            for (int64_t i = 0; i < group; i++) part[i] = x[order[g + i]];
+            quantise_group(part, (int)group, q + g, scales++, sums++);
+        }
+    }
 }
 
 // p: x (T, H, Dh) with a token stride, table (Lmax, Dh), positions (T), y (T, H, Dh); n: T, H * Dh, Dh, stride of x
