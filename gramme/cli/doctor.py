@@ -11,7 +11,7 @@ from gramme.cli.flags import settle
 from gramme.cli.options import DoctorOptions
 from gramme.config import ConfigError
 from gramme.kernels.load import backend
-from gramme.kernels.present import available
+from gramme.kernels.present import available, missing
 from gramme.plan.hardware import Hardware, remember, this_machine
 from gramme.plan.units import gb
 
@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": machine.cores, "free_memory": gb(machine.free_bytes),
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
-        "cpu_level": _level() if "cpu" in available() else "none",
+        "cpu_level": _level() if "cpu" in available() else f"none; {missing()}" if missing() else "none",
         "backends": {name: _try(name) for name in ("cpu", "reference", "eager")},
         "ceilings": {"source": machine.source, **{name: _rate(name, rate) for name, rate in machine.rates.items()}},
     }

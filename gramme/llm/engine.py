@@ -2,6 +2,7 @@
 
 The path of a request: Engine.add -> Scheduler.schedule -> Runner.launch, collect -> Scheduler.commit -> Update.
 """
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from gramme.core.scheduler import Event, Scheduler
 from gramme.core.sequence import Sequence
 from gramme.grammar.compiler import Compiled, Grammars
 from gramme.kernels.load import backend, machine
-from gramme.kernels.present import available
+from gramme.kernels.present import available, missing
 from gramme.llm.energy import PowerMeter, power
 from gramme.llm.meter import Meter, piece
 from gramme.llm.vocabulary import vocabulary
@@ -86,6 +87,9 @@ class Engine:
         name = host.backends[0] if config.backend == "auto" else config.backend
         decided = plan(opened.config, config, machine(name, host))
         drawn = power(decided)
+        slow = missing() if config.backend == "auto" and decided.backend == "reference" else None
+        for note in (*opened.config.notes, *([slow] if slow else [])):
+            print(f"gramme: {note}", file=sys.stderr)
         kernels = backend(decided.backend, decided.threads, decided.deterministic, decided.half)
         kept = layouts(opened.name, opened.files, kernels, decided.dtype, decided.ledger.weights) \
             if config.layout_cache else None

@@ -97,8 +97,8 @@ def _check_numpy(weights: int, free: int) -> None:
     if weights > NUMPY_SHARE * free:
         raise ConfigError(
             f"weights of {gb(weights)} take more than half of {gb(free)}, too much for numpy alone, and no compiled "
-            "kernels are here: install gramme from a wheel, or a C++ compiler and gramme again (--backend reference "
-            "runs what would fit)")
+            "kernels are here: install a C++ compiler and run `python -m gramme.kernels.cpu.build`, or install gramme "
+            "from a wheel (--backend reference runs what would fit)")
 
 
 def _fits(model: ModelConfig, p: Plan) -> bool:

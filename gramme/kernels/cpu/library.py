@@ -15,6 +15,7 @@ from typing import Any
 from gramme.config import ConfigError
 
 LIBRARY = Path(os.environ.get("GRAMME_CPU_LIBRARY") or Path(__file__).parent / "libgramme_cpu.so").absolute()
+WAYS_OUT = "install a C++ compiler and run `python -m gramme.kernels.cpu.build`, or install gramme from a wheel"
 POINTERS, SIZES, FLOATS = 12, 12, 4
 
 
@@ -45,12 +46,11 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """Raises ConfigError, saying what to do, when the kernels were not compiled."""
+    """Raises ConfigError, saying what to do, when it cannot be loaded."""
     try:
         lib = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
-        hint = "install a C++ compiler and run `python -m gramme.kernels.cpu.build`, or install a wheel"
-        raise ConfigError(f"the CPU kernels are not compiled ({error!s:.120}): {hint}") from None
+        raise ConfigError(f"the CPU kernels cannot be loaded ({error!s:.120}): {WAYS_OUT}") from None
     lib.gramme_level.restype = lib.gramme_pool_new.restype = ctypes.c_void_p
     lib.gramme_level.argtypes = [ctypes.c_int]
     lib.gramme_level_name.restype, lib.gramme_level_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
