@@ -3,7 +3,6 @@
 `python -m gramme.kernels.cpu.build` does it by hand; installing the package does it by itself.
 """
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,8 @@ X86_64 = {
     "level_avxvnni.cpp": [*AVX2, "-mavxvnni"],
     "level_avx512.cpp": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
 }
+AARCH64 = {"level_neon.cpp": ["-march=armv8.2-a+dotprod"]}
+LEVELS = {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}  # by the processor that is compiled for
 UNITS = {"level_generic.cpp": [], "dispatch.cpp": [], "threads.cpp": ["-pthread"]}
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
@@ -41,9 +42,12 @@ def compiler() -> str:
 
 
 def build(library: Path = LIBRARY, extra: list[str] | None = None) -> Path:
-    """Compile and link; the library appears whole or not at all. Raises BuildError with the compiler's words."""
+    """Compile and link; the library appears whole or not at all. Raises BuildError with the compiler's words.
+
+    The processor is the compiler's: where CXX names a cross compiler, the library is for another machine.
+    """
     cxx, flags = compiler(), [*FLAGS, *(extra or [])]
-    units = UNITS | (X86_64 if platform.machine() in ("x86_64", "AMD64") else {})
+    units = UNITS | LEVELS.get(_call([cxx, "-dumpmachine"]).partition("-")[0], {})
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = [Path(folder) / f"{unit}.o" for unit in units]
@@ -70,10 +74,11 @@ def wheel_platform() -> str:
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
-def _call(command: list[str]) -> None:
+def _call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"{' '.join(command[:1])} failed: {done.stderr.strip()[:2000]}")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 // Which instruction sets the library holds and this processor runs. Whether one is right is tried in Python.
 #include "gramme_cpu.h"
 
+#if defined(__aarch64__) && !defined(__APPLE__)
+#include <sys/auxv.h>
+#endif
+
 extern "C" {
 extern const Level gramme_generic;
 #if defined(__x86_64__)
@@ -23,6 +27,21 @@ const Level *gramme_level(int i) {
     if (avx512 && i-- == 0) return &gramme_avx512;
     if (avx2 && avx_vnni() && i-- == 0) return &gramme_avxvnni;
     if (avx2 && i-- == 0) return &gramme_avx2;
+    return i == 0 ? &gramme_generic : nullptr;
+}
+#elif defined(__aarch64__)
+extern const Level gramme_neon;
+
+static bool dot_products() {
+#if defined(__APPLE__)
+    return true;  // from the first of their processors on
+#else
+    return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+#endif
+}
+
+const Level *gramme_level(int i) {
+    if (dot_products() && i-- == 0) return &gramme_neon;
     return i == 0 ? &gramme_generic : nullptr;
 }
 #else
