@@ -9,7 +9,8 @@ def main() -> None:
     def options(p):
         p.add_argument("--form", default="int4", choices=("int4", "int8", "float32", "bfloat16"))
         p.add_argument("--shape", default="2048x11264", help="columns x rows")
-        p.add_argument("--group", type=int, default=32)
+        p.add_argument("--group", type=int, default=32, help="columns that share a weight's scale")
+        p.add_argument("--act", type=int, default=0, help="columns that share an activation's scale")
         p.add_argument("--tokens", default="1,2,4,8,16,64,256")
 
     bench = Bench(__doc__, options)
@@ -18,7 +19,7 @@ def main() -> None:
     weights = [weight(bench, rows, columns, a.form, a.group)]
     weights += [weight(bench, rows, columns, a.form, a.group, i) for i in range(1, copies(weights[0].nbytes))]
     for tokens in map(int, a.tokens.split(",")):
-        act = f"int8/{min(a.group, 128)}" if a.form.startswith("int") else "float"
+        act = f"int8/{a.act or min(a.group, 128)}" if a.form.startswith("int") else "float"
         x = ops.quantise(floats(tokens, columns), act)
         some = weights if tokens < 64 else weights[:4]
         seconds = bench.seconds(ops.matmul, [(x, w, None) for w in some])
