@@ -10,6 +10,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "f
 
 INTEGER_BITS = {"int4": 4, "int8": 8}  # stored as codes with one scale for each group, see `matrix_bytes`
 INTEGER_GROUP = 32
+LOSS = "not as stored: "  # begins the notes on a model that are said whenever it is loaded
 ROW_TILE = 16  # integer matrices are laid out in blocks of so many rows
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]

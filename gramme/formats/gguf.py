@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gramme.config import ModelError
+from gramme.config import LOSS, ModelError
 from gramme.formats.files import refuse_pickle, regular_size
 from gramme.formats.gguf_blocks import TYPES, UNREAD, BlockType
 from gramme.formats.grouped import Form, Grouped
@@ -136,7 +136,7 @@ def _notes(entries: Mapping[str, Entry]) -> tuple[str, ...]:
     if not counts:
         return ()
     kept = "GGUF's integers are read without loss: " + ", ".join(f"{n} matrices {name}" for name, n in counts.items())
-    rounded = "kernels without groups of 16 get Q6_K rounded to 8 bits in groups of 32: 2 % more error than its own"
+    rounded = f"{LOSS}kernels without groups of 16 get Q6_K rounded to 8 bits in groups of 32, 2 % more error"
     return (kept, rounded) if "Q6_K" in counts else (kept,)
 
 

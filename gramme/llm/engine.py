@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gramme.config import EngineConfig, GenerationDefaults, ModelConfig, Plan
+from gramme.config import LOSS, EngineConfig, GenerationDefaults, ModelConfig, Plan
 from gramme.core.batch import Batch
 from gramme.core.pages import PagePool
 from gramme.core.scheduler import Event, Scheduler
@@ -88,7 +88,8 @@ class Engine:
         decided = plan(opened.config, config, machine(name, host))
         drawn = power(decided)
         slow = missing() if config.backend == "auto" and decided.backend == "reference" else None
-        for note in (*opened.config.notes, *([slow] if slow else [])):
+        losses = [note for note in opened.config.notes if note.startswith(LOSS)]
+        for note in losses + ([slow] if slow else []):
             print(f"gramme: {note}", file=sys.stderr)
         kernels = backend(decided.backend, decided.threads, decided.deterministic, decided.half)
         kept = layouts(opened.name, opened.files, kernels, decided.dtype, decided.ledger.weights) \

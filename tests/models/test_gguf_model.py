@@ -214,8 +214,9 @@ def test_tensors_that_are_missing_extra_or_of_another_shape(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kinds", ["Q8_0", "Q4_0 Q6_K", "Q4_K", "Q5_1 F16", "Q4_0 F32"])
-def test_planned_bytes_are_counted_bytes(tmp_path, kinds):
-    """Also where matrices that are multiplied as one are of two types, or one of them is of floats."""
+def test_planned_bytes_are_counted_bytes(tmp_path, capsys, kinds):
+    """Also where matrices that are multiplied as one are of two types, or one of them is of floats. What kernels do not
+    hold as it is stored is said at every start, and nothing else."""
     numbers = {t.name: (n, t) for n, t in gguf_blocks.TYPES.items()}
     m = open_model(EngineConfig(model=tiny(tmp_path))).config
     wide = replace(m, width=256, heads=16, kv_heads=8, ff_width=512)
@@ -236,3 +237,6 @@ def test_planned_bytes_are_counted_bytes(tmp_path, kinds):
     counted = sum(w.nbytes for w in weights) + decoder.norm.nbytes
     counted += sum(layer.attn_norm.nbytes + layer.mlp_norm.nbytes for layer in decoder.layers)
     assert cost.weights(opened.config, "float32").total == counted
+    LLM(str(path), skip_tokenizer_init=True, max_num_seqs=1).close()
+    said = capsys.readouterr().err
+    assert ("Q6_K" in said) == ("Q6_K" in kinds) and said.count("\n") == ("Q6_K" in kinds)
