@@ -9,10 +9,9 @@ from typing import Any
 
 from gramme.config import ConfigError, ModelConfig, Plan
 from gramme.llm.engine import Engine
-from gramme.plan import calibration, cost, roofline
-from gramme.plan.gpus import Prediction
+from gramme.plan import calibration, check
+from gramme.plan.check import Check
 from gramme.plan.hardware import Hardware
-from gramme.plan.roofline import Setup
 from gramme.request import Request, SamplingParams
 
 PREFILL, DECODE, PROMPT = 256, 48, 16  # tokens
@@ -96,33 +95,21 @@ def measure(engine: Engine, test: Test) -> float:
 def judge(m: ModelConfig, p: Plan, hardware: Hardware, test: Test, times: Sequence[float],
           calibrated: bool = True) -> Result:
     """What was measured beside what was predicted and what the ceilings allow."""
-    learnt = calibration.factors(p.backend, p.dtype, p.ledger.weights, hardware) if calibrated else {}
-    works = _works(m, p, test)
-    plain, taught = (roofline.total(works, _setup(m, p, hardware, f), test.phase) for f in ({}, learnt))
-    return _result(test, works, times, plain, taught, _setup(m, p, hardware, {}))
-
-
-def _result(test: Test, works: Sequence[cost.Work], times: Sequence[float], plain: Prediction, taught: Prediction,
-            s: Setup) -> Result:
-    seconds, work = median(times), sum(works[1:], works[0])
-    b = roofline.bottleneck(work, s)
+    c = _checked(m, p, hardware, test, median(times), calibrated)
     return Result(
-        test=test.name, tokens_per_s=(test.batch if test.answer else test.prompt) / seconds, seconds=seconds,
-        spread=max(times) / min(times), repeats_s=tuple(times), predicted_s=taught.seconds, low_s=taught.low_s,
-        high_s=taught.high_s, uncalibrated_s=plain.seconds, gb_per_s=work.nbytes / seconds / 1e9,
-        gop_per_s=work.ops / seconds / 1e9, bound=b.bound, share=b.floor_s / seconds,
+        test=test.name, tokens_per_s=(test.batch if test.answer else test.prompt) / c.measured_s,
+        seconds=c.measured_s, spread=max(times) / min(times), repeats_s=tuple(times), predicted_s=c.predicted.seconds,
+        low_s=c.predicted.low_s, high_s=c.predicted.high_s, uncalibrated_s=c.plain_s,
+        gb_per_s=c.work.nbytes / c.measured_s / 1e9, gop_per_s=c.work.ops / c.measured_s / 1e9,
+        bound=c.bottleneck.bound, share=c.bottleneck.floor_s / c.measured_s,
     )
 
 
-def _works(m: ModelConfig, p: Plan, test: Test) -> list[cost.Work]:
-    w = cost.weights(m, p.dtype)
-    if test.answer:
-        return [cost.decode(m, w, p.kv_dtype, [test.prompt + test.answer // 2] * test.batch)]
-    return cost.prefill(m, w, p.kv_dtype, test.prompt, p.max_batch_tokens)
-
-
-def _setup(m: ModelConfig, p: Plan, hardware: Hardware, factors: Any) -> Setup:
-    return Setup(hardware=hardware, backend=p.backend, dtype=p.dtype, layers=m.layers, factors=factors)
+def _checked(m: ModelConfig, p: Plan, hardware: Hardware, test: Test, seconds: float, calibrated: bool) -> Check:
+    if not test.answer:
+        return check.prefill(m, p, hardware, test.prompt, seconds, calibrated=calibrated)
+    contexts = [test.prompt + test.answer // 2] * test.batch
+    return check.decode(m, p, hardware, contexts, seconds, calibrated=calibrated)
 
 
 def _check(test: Test, p: Plan) -> None:

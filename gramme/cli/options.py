@@ -25,7 +25,8 @@ class RunOptions:
                                 short="p")
     raw: bool = option(False, "continue the prompt as it stands, without the chat template")
     json: bool = option(False, "no streaming; end with one line of JSON")
-    verbose: bool = option(False, "say where the time to the first token went")
+    verbose: bool = option(False, "say where the time to the first token went, and how far the predictions were off")
+    calibration: bool = option(True, "learn from the errors of predictions, and use what was learnt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,13 @@ import sys
 from dataclasses import asdict
 
 from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
-from gramme.cli import ledger
+from gramme.bench.run import resident_bytes
+from gramme.cli import ledger, verdict
 from gramme.cli.flags import settle
 from gramme.cli.options import RunOptions, SamplingOptions
 from gramme.cli.progress import Bar
-from gramme.config import EngineConfig
+from gramme.config import ConfigError, EngineConfig
+from gramme.llm.engine import Engine
 from gramme.llm.llm import LLM, Prompt
 from gramme.request import RequestError, RequestOutput, SamplingParams
 
@@ -21,13 +23,14 @@ EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
 def main(args: argparse.Namespace) -> None:
     config, asked, sampling = settle(args, EngineConfig), settle(args, RunOptions), settle(args, SamplingOptions)
     prompts = _prompts(asked.prompt, config.model)
+    before = resident_bytes()
     llm = LLM(**asdict(config), progress=Bar("loading"))
     try:
         params = llm.default_params(**sampling.given())
         for prompt in prompts:
             if len(prompts) > 1 and not asked.json:
                 print(f"> {prompt}", flush=True)
-            _answer(llm, prompt, params, asked)
+            _answer(llm, prompt, params, asked, before)
     finally:
         llm.close()
 
@@ -42,7 +45,8 @@ def _prompts(given: str | None, model: str) -> list[str]:
     raise RequestError("there is no prompt: give one with -p or on standard input")
 
 
-def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions) -> None:
+def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions,
+            without_model: int) -> None:
     prompt: Prompt = text
     if llm.chat_form is not None and llm.chat_form.template is not None and not asked.raw:
         prompt = {"messages": [{"role": "user", "content": text}]}
@@ -56,7 +60,10 @@ def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions) -> N
         print("\n", flush=True)
         print(_summary(llm, output), file=sys.stderr)
     if asked.verbose:
-        print(_ledger(output), file=sys.stderr)
+        print(_ledger(output), *_verdict(llm.engine, output, asked, resident_bytes() - without_model), sep="\n",
+              file=sys.stderr)
+    if asked.calibration:
+        verdict.learn(llm.engine, output)
 
 
 def _record(output: RequestOutput) -> dict[str, object]:
@@ -72,6 +79,13 @@ def _ledger(output: RequestOutput) -> str:
     m, prompt = output.metrics, len(output.prompt_token_ids)
     columns = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else None
     return ledger.line(m.stamps, m.cached_tokens, prompt - m.cached_tokens, columns)
+
+
+def _verdict(engine: Engine, output: RequestOutput, asked: RunOptions, taken_bytes: int) -> list[str]:
+    try:
+        return list(verdict.lines(engine, list(verdict.checks(engine, output, asked.calibration)), taken_bytes))
+    except ConfigError as error:
+        return [f"times were not predicted: {error}"]
 
 
 def _summary(llm: LLM, output: RequestOutput) -> str:

@@ -1,0 +1,53 @@
+"""A run beside its prediction: memory, the prompt, a token; and what the errors teach the next plan."""
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from gramme.config import ConfigError
+from gramme.kernels.load import machine
+from gramme.kernels.present import available
+from gramme.llm.engine import Engine
+from gramme.plan import calibration, check
+from gramme.plan.check import Check
+from gramme.plan.hardware import Hardware, this_machine
+from gramme.plan.units import gb, ms
+from gramme.request import RequestOutput
+
+LEAST_PROMPT, LEAST_ANSWER = 64, 16  # tokens: shorter ones say more about the start of a process than about the machine
+NAMES = {"prefill": "prompt", "decode": "a token"}
+
+
+def checks(engine: Engine, output: RequestOutput, calibrated: bool) -> Iterator[Check]:
+    """Of the first sample, as far as there is something to check. Raises ConfigError where the machine is not known."""
+    m, prompt, answer = output.metrics, len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    hardware = _hardware(engine)
+    if m is None or not m.stamps.flushed_ns:
+        return
+    if prompt > m.cached_tokens:
+        yield check.prefill(engine.model, engine.plan, hardware, prompt, m.stamps.parts()["prefill"] / 1e9,
+                            cached=m.cached_tokens, calibrated=calibrated)
+    if answer > 1:
+        each_s = (m.newest_ns - m.stamps.sampled_ns) / 1e9 / (answer - 1)
+        yield check.decode(engine.model, engine.plan, hardware, [prompt + answer // 2], each_s, calibrated=calibrated)
+
+
+def learn(engine: Engine, output: RequestOutput) -> None:
+    """For the plans to come."""
+    enough = {"prefill": len(output.prompt_token_ids) - output.metrics.cached_tokens >= LEAST_PROMPT,
+              "decode": len(output.outputs[0].token_ids) > LEAST_ANSWER} if output.metrics else {}
+    p, hardware = engine.plan, _hardware(engine)
+    try:
+        ratios = {c.phase: c.measured_s / c.plain_s for c in checks(engine, output, True) if enough[c.phase]}
+    except ConfigError:
+        return
+    calibration.remember(p.backend, p.dtype, p.ledger.weights, hardware, ratios)
+
+
+def lines(engine: Engine, found: Sequence[Check], taken_bytes: int) -> Iterator[str]:
+    """`taken_bytes`: what this process takes beyond one without a model."""
+    yield f"memory   predicted {gb(engine.plan.ledger.total)} at most, took {gb(taken_bytes)}"
+    for c in found:
+        yield f"{NAMES[c.phase]:8} predicted {ms(c.predicted.seconds)}, took {ms(c.measured_s)} ({c.error:+.0%})"
+
+
+def _hardware(engine: Engine) -> Hardware:
+    return machine(engine.plan.backend, replace(this_machine(), backends=available()))
