@@ -57,7 +57,8 @@ class Pace:
         own = max(1, math.ceil(self._computed * prompt_tokens))
         now = min(room, before)
         current_s = max(0.0, self.step_s(now, ahead.rows) - ahead.elapsed_s) if now + ahead.rows else 0.0
-        in_line_s = current_s + self._steps_s(before - now + own, room, ahead.rows)
+        line = before - now
+        in_line_s = current_s + self._steps_s(_filled(line + own, room) if line else own, room, ahead.rows)
         return max(in_line_s, ahead.rows_wait_s + self._steps_s(own, room, ahead.rows))
 
     def _steps_s(self, tokens: int, room: int, rows: int) -> float:
@@ -67,6 +68,11 @@ class Pace:
     def _planned_s(self, prompt_tokens: int, rows: int) -> float:
         t, outputs = self._tariff, rows + (prompt_tokens > 0)
         return t.step_s + t.head_s + (prompt_tokens + rows) * t.token_s + outputs * t.output_s
+
+
+def _filled(tokens: int, room: int) -> int:
+    """Where a line stands, those who come later fill the last step."""
+    return -(-tokens // room) * room
 
 
 def _size(prompt_tokens: int) -> int:

@@ -66,7 +66,8 @@ class Outlook:
         self._ran_s = time.monotonic()
         now, then = stats.spent, before.spent
         prompt_tokens = now.prefill_tokens + now.recomputed_tokens - then.prefill_tokens - then.recomputed_tokens
-        self._pace.ran(prompt_tokens, now.decode_tokens - then.decode_tokens, stats.step_s - before.step_s)
+        busy_s = now.seconds + stats.other_s - then.seconds - before.other_s  # what passes between two steps too
+        self._pace.ran(prompt_tokens, now.decode_tokens - then.decode_tokens, busy_s)
         self._pace.found(stats.prefix_queried_tokens - before.prefix_queried_tokens,
                          stats.prefix_hit_tokens - before.prefix_hit_tokens)
 

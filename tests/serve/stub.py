@@ -11,6 +11,7 @@ from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan
 from gramme.request import EngineStats, Update
 from gramme.serve.app import Server
+from gramme.serve.guard import Guard
 from gramme.serve.messages import Ready
 from gramme.serve.options import ServeOptions
 from gramme.text.chat import Chat
@@ -77,10 +78,16 @@ class Templates:
 class Stub:
     """The real routes over the stub: `app`."""
 
-    def __init__(self, template, text, prefix="", **says):
+    def __init__(self, template, text, prefix="", options=ServeOptions(), **says):
         self.tokenizer = load_tokenizer(EMBEDDED)
         self.engine, self.templates = Says(self.tokenizer, text, **says), Templates(prefix)
-        self.app = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub", ServeOptions()).app()
+        self.server = Server(self.engine, self.tokenizer, Chat(template, self.templates), "stub", options)
+        guarded = Guard(self.server.app(), options, lambda record: None, self.server.check_room)
+
+        async def app(scope, receive, send):
+            await guarded({"state": {}} | scope, receive, send)
+
+        self.app = app
 
     async def post(self, path, body):
         async with self._http() as http:

@@ -1,5 +1,7 @@
 """What the server predicts comes true: the real scheduler before an engine of known speed, on a clock of the test."""
+import asyncio
 import random
+import re
 from dataclasses import dataclass, replace
 from statistics import median
 from types import SimpleNamespace
@@ -7,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stub import Stub
 
+from gramme.cli.main import run
 from gramme.config import EngineConfig, ModelConfig, Tariff
 from gramme.core.pages import PagePool
 from gramme.core.scheduler import Scheduler
@@ -19,6 +23,7 @@ from gramme.request import EngineStats, Spent
 from gramme.serve import outlook as outlook_module
 from gramme.serve.admission import Admission
 from gramme.serve.errors import HttpError
+from gramme.serve.options import ServeOptions
 from gramme.serve.outlook import Outlook
 
 MODEL = ModelConfig(family="llama", vocab_size=64, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff_width=16,
@@ -100,7 +105,7 @@ class Machine:
         self.stats = replace(
             self.stats, running=len(s.running), prefilling=len(begun),
             prefilling_tokens=sum(q.prompt_len for q in begun), prefilled_tokens=sum(q.cached for q in begun),
-            steps=self.stats.steps + 1, step_s=self.stats.step_s + seconds,
+            steps=self.stats.steps + 1, other_s=self.stats.other_s + seconds,
             spent=self.stats.spent + Spent(prefill_tokens=prompt, decode_tokens=rows),
             prefix_queried_tokens=s.prefix_queried_tokens, prefix_hit_tokens=s.prefix_hit_tokens)
         self.outlook.watch(PLAN, self.stats)
@@ -192,3 +197,24 @@ def test_what_a_step_took_is_what_the_next_one_takes(prompt, rows, slower):
     pace.ran(prompt, rows, seconds)
     assert pace.step_s(prompt, rows) == pytest.approx(seconds)
     assert pace.step_s(0, 3) == pytest.approx(slower * Pace(TARIFF, 256).step_s(0, 3)), "the only knowledge there is"
+
+
+def test_over_http_the_prediction_is_in_the_answer_and_the_limit_is_429():
+    calm, strict = Stub(None, "oui"), Stub(None, "oui", options=ServeOptions(slo_ttft="1us"))
+    ask = lambda stub, **more: asyncio.run(stub.post("/v1/completions", {"prompt": [3] * 50} | more))
+    timings = ask(calm, timings=True).json()["timings"]
+    assert timings["predicted_ttft_ns"] > 0 and timings["ttft_ns"] == sum(timings["ttft_parts_ns"].values())
+    text = calm.server.metrics.text().decode()
+    assert re.search(r"gramme:predicted_time_to_first_token_seconds_count{[^}]*} 1", text)
+    assert re.search(r"gramme:time_to_first_token_over_predicted_count{[^}]*} 1", text)
+    for more in ({}, {"stream": True}):
+        reply = ask(strict, **more)
+        assert reply.status_code == 429 and int(reply.headers["retry-after"]) >= 1
+        assert reply.json()["error"]["code"] == "slo_ttft" and "the limit is 1e-06 s" in reply.text
+    assert not strict.engine.requests and not strict.server.admission.loads
+
+
+@pytest.mark.parametrize("value", ["500", "0ms", "fast"])
+def test_a_limit_that_is_no_time_is_one_line(value, capsys):
+    assert run(["serve", "dummy:tiny", "--slo-ttft", value]) == 2
+    assert "a time needs a number above 0 and a unit" in capsys.readouterr().err
