@@ -295,7 +295,7 @@ class Update:
     error_param: str | None = None  # the field, when the request is at fault
     cached_tokens: int = 0  # prompt tokens that were not computed
     stamps: Stamps | None = None  # the request's and the engine's, with the sample's first tokens, or its end without
-    spent: Spent | None = None  # with the finish_reason: what this sample took
+    spent: Spent | None = None  # by this sample, so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +305,7 @@ class RequestMetrics:
     stamps: Stamps
     newest_ns: int = 0  # when the newest token came to whoever owns the text; the stamps' clock
     cached_tokens: int = 0  # prompt tokens that were not computed
-    spent: Spent = Spent()  # of the samples that have ended
+    spent: Spent = Spent()  # by all samples, so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +352,7 @@ class EngineStats:
     rows: int = 0  # of the last step
     steps: int = 0
     step_s: float = 0.0
+    cpu_s: float = 0.0  # of this process's cores, in steps
     prompt_tokens: int = 0
     generated_tokens: int = 0
     prefix_queried_tokens: int = 0

@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": machine.cores, "free_memory": gb(machine.free_bytes),
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
-        "cpu_level": _level() if "cpu" in available() else f"none; {missing()}" if missing() else "none",
+        "cpu_level": backend("cpu").level if "cpu" in available() else f"none; {missing()}" if missing() else "none",
         "backends": {name: _try(name) for name in ("cpu", "reference", "eager")},
         "ceilings": {"source": machine.source, **{name: _rate(name, rate) for name, rate in machine.rates.items()}},
     }
@@ -46,14 +46,6 @@ def _measure(machine: Hardware) -> Hardware:
 
 def _rate(name: str, rate: float) -> str:
     return f"{rate / 1e9:.1f} " + ("GB/s" if name in ("bandwidth", "disk") else "G operations/s")
-
-
-def _level() -> str:
-    """What the CPU's kernels run on, of what they could. Raises ConfigError for a wrong GRAMME_CPU_LEVEL."""
-    from gramme.kernels.cpu import known, library
-
-    how = "forced by GRAMME_CPU_LEVEL" if library.forced() else "the best that gives the known answers"
-    return f"{known.best_level()} ({how}; this processor runs {', '.join(library.levels())})"
 
 
 def _try(name: str) -> str:

@@ -25,7 +25,8 @@ class RunOptions:
                                 short="p")
     raw: bool = option(False, "continue the prompt as it stands, without the chat template")
     json: bool = option(False, "no streaming; end with one line of JSON")
-    verbose: bool = option(False, "say where the time to the first token went, and how far the predictions were off")
+    verbose: bool = option(False, "say where the time to the first token went, how far the predictions were "
+                                   "off, and what the answer cost")
     calibration: bool = option(True, "learn from the errors of predictions, and use what was learnt")
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
 from gramme.bench.run import resident_bytes
-from gramme.cli import ledger, verdict
+from gramme.cli import cost, ledger, verdict
 from gramme.cli.flags import settle
 from gramme.cli.options import RunOptions, SamplingOptions
 from gramme.cli.progress import Bar
@@ -60,8 +60,8 @@ def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions,
         print("\n", flush=True)
         print(_summary(llm, output), file=sys.stderr)
     if asked.verbose:
-        print(_ledger(output), *_verdict(llm.engine, output, asked, resident_bytes() - without_model), sep="\n",
-              file=sys.stderr)
+        print(_ledger(output), cost.line(output.metrics.spent, llm.engine.meter.power, llm.engine.plan.price),
+              *_verdict(llm.engine, output, asked, resident_bytes() - without_model), sep="\n", file=sys.stderr)
     if asked.calibration:
         verdict.learn(llm.engine, output)
 

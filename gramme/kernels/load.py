@@ -24,6 +24,8 @@ class Backend:
     permutes: bool = False  # whether activations may be asked for in another order of columns
     asynchronous: bool = False  # whether a step returns before its results are there
     pads: bool = False  # whether captured steps are padded, since capturing takes long
+    records: bool = False  # whether a captured step is replayed by one call; if not, it is run again
+    level: str = ""  # the instruction set, where there is a choice, and who chose it
 
 
 def machine(name: str, host: Hardware) -> Hardware:
@@ -45,12 +47,12 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
     """
     if name == "cpu":
         from gramme.kernels.cpu.kernels import CpuDevice, CpuKernels
-        from gramme.kernels.cpu.known import best_level
+        from gramme.kernels.cpu.known import best_level, said
         from gramme.kernels.cpu.layout import Packed, pack
 
         kernels = CpuKernels(best_level(), threads)
-        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, packed=Packed, integer_acts=(4, 8), group=32,
-                       permutes=True)
+        return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, packed=Packed, integer_acts=(4, 8),
+                       group=32, permutes=True, records=True, level=said())
     if name == "reference":
         return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8), permutes=True)
     if name == "eager":
@@ -64,7 +66,7 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
         module, device = _cuda()
         kernels = module.Kernels(device.name, module.Settings(deterministic, half))
         return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, permutes=True,
-                       asynchronous=True, pads=True)
+                       asynchronous=True, pads=True, records=True)
     raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")
 
 

@@ -11,6 +11,7 @@ from gramme.request import (
     RequestError,
     RequestMetrics,
     RequestOutput,
+    Spent,
     Update,
 )
 from gramme.text.detokenizer import Detokenizer
@@ -43,6 +44,7 @@ class Assembly:
     prompt_logprobs: Sequence[Logprobs | None] | None = None
     embedding: Sequence[float] | None = None
     refused: RequestError | None = None
+    spent: dict[int, Spent] = field(default_factory=dict)  # by sample
 
     def __post_init__(self) -> None:
         n = self.request.params.n
@@ -54,6 +56,9 @@ class Assembly:
         if self.reasons[u.index] is not None:
             return ""
         self._stamp(u)
+        if u.spent is not None:
+            self.spent[u.index] = u.spent
+            self.metrics = replace(self.metrics, spent=sum(self.spent.values(), Spent()))
         if u.error_param is not None:
             self.refused = RequestError(str(u.error), u.error_param)
         self.prompt_logprobs = u.prompt_logprobs or self.prompt_logprobs

@@ -14,12 +14,13 @@ from gramme.core.pages import PagePool
 from gramme.core.scheduler import Event, Scheduler
 from gramme.core.sequence import Sequence
 from gramme.grammar.compiler import Compiled, Grammars
-from gramme.kernels.load import backend, machine
+from gramme.kernels.load import Backend, backend, machine
 from gramme.kernels.present import available, missing
 from gramme.llm.energy import PowerMeter, power
 from gramme.llm.meter import Meter, piece
+from gramme.llm.report import Loaded, found
 from gramme.llm.vocabulary import vocabulary
-from gramme.models.layouts import layouts
+from gramme.models.layouts import Layouts, folder, layouts, refusal
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
@@ -62,8 +63,9 @@ class Engine:
     """Scheduler and runner under one roof. Not thread-safe: one thread adds, aborts and steps."""
 
     def __init__(self, model: ModelConfig, decided: Plan, defaults: GenerationDefaults, runner: Runner,
-                 grammars: Grammars | None = None, drawn: PowerMeter | None = None):
+                 grammars: Grammars | None = None, loaded: Loaded | None = None, drawn: PowerMeter | None = None):
         self.model, self.plan, self.defaults, self.runner = model, decided, defaults, runner
+        self.loaded = loaded or found(runner.backend)
         pool = PagePool(decided.pages, decided.page_size)
         self.scheduler = Scheduler(pool, decided.max_rows, decided.max_batch_tokens,
                                    prefix_caching=decided.prefix_caching)
@@ -76,16 +78,18 @@ class Engine:
         self._grammars = grammars
         self._compiling: list[tuple[Compiled, list[Live]]] = []
         self._rows = 0
-        self._counts = {"steps": 0, "step_s": 0.0, "prompt_tokens": 0, "generated_tokens": 0}
+        self._counts = {"steps": 0, "step_s": 0.0, "cpu_s": 0.0, "prompt_tokens": 0,
+                        "generated_tokens": 0}
         self.meter = Meter(decided.tariff, drawn or power(decided), time.monotonic_ns() / 1e9)
 
     @classmethod
     def load(cls, config: EngineConfig, opened: Opened | None = None) -> "Engine":
         """Plan, then load. Raises ModelError or ConfigError with one line that says what is wrong."""
-        opened = opened or open_model(config)
+        began_s, opened = time.monotonic(), opened or open_model(config)
         host = replace(this_machine(), backends=available())
         name = host.backends[0] if config.backend == "auto" else config.backend
-        decided = plan(opened.config, config, machine(name, host))
+        hardware = machine(name, host)
+        decided = plan(opened.config, config, hardware)
         drawn = power(decided)
         slow = missing() if config.backend == "auto" and decided.backend == "reference" else None
         losses = [note for note in opened.config.notes if note.startswith(LOSS)]
@@ -99,8 +103,9 @@ class Engine:
         if kept is not None:
             kept.close()
         grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))
-        return cls(opened.config, decided, opened.defaults, Runner(opened.config, decided, decoder, kernels), grammars,
-                   drawn)
+        runner = Runner(opened.config, decided, decoder, kernels)
+        loaded = found(kernels, hardware, time.monotonic() - began_s, *_layout(config, opened, kernels, decided, kept))
+        return cls(opened.config, decided, opened.defaults, runner, grammars, loaded, drawn)
 
     @property
     def busy(self) -> bool:
@@ -137,7 +142,7 @@ class Engine:
 
     def step(self) -> list[Update]:
         """Plan and run one step, commit what has come back, and say what it brought."""
-        began_ns = time.monotonic_ns()
+        began_ns, began_cpu_s = time.monotonic_ns(), time.process_time()
         self.meter.begin(began_ns / 1e9)
         self._take_compiled()
         launched = self._launch(self.scheduler.schedule(began_ns / 1e9), began_ns)
@@ -150,6 +155,7 @@ class Engine:
         updates = [update for step in ready for update in self._commit(step)]
         self._counts["steps"] += 1
         self._counts["step_s"] += (time.monotonic_ns() - began_ns) / 1e9
+        self._counts["cpu_s"] += time.process_time() - began_cpu_s
         if self._compiling and not launched.batch.rows and self._flying is None:
             self._compiling[0][0].wait(IDLE_WAIT_S)  # nobody else has work
             self.meter.charge(time.monotonic_ns() / 1e9, ())
@@ -267,9 +273,16 @@ class Engine:
         pieces = [piece(row, *known, new.get(i, 0), len(result.prompt_logprobs))
                   for i, (row, known, result) in enumerate(zip(rows, before, results, strict=True))]
         for row, spent in zip(rows, self.meter.charge(now_ns / 1e9, pieces), strict=True):
-            if row.seq in self._live:  # it may have ended while this step ran ahead
-                self._live[row.seq].spent += spent
+            self._book(row.seq, spent)
         return [self._update(e, results[e.row] if e.row >= 0 else RowResult(), now_ns) for e in events]
+
+    def _book(self, seq: Sequence, spent: Spent) -> None:
+        live = self._live.get(seq)  # None: it ended while this step ran ahead
+        if live is not None and live.spent is NOTHING:
+            found = Spent(cached_tokens=seq.hit_tokens)
+            spent, self.meter.total = spent + found, self.meter.total + found
+        if live is not None:
+            live.spent += spent
 
     def _gather(self, seq: Sequence, start: int, result: RowResult) -> None:
         """Prompt scores and pooled states, chunk by chunk; a prompt that starts anew after preemption replaces them."""
@@ -305,8 +318,6 @@ class Engine:
             reason = reason and "stop"
         if reason:
             self._forget(seq)
-            found = Spent(cached_tokens=seq.hit_tokens)
-            live.spent, self.meter.total = live.spent + found, self.meter.total + found
         wants = live.request.params.logprobs is not None and event.tokens
         return Update(
             id=seq.id, index=seq.index, token_ids=tuple(event.tokens), finish_reason=reason,
@@ -315,7 +326,7 @@ class Engine:
             error=str(_refusal(live)) if reason == "error" else None,
             error_param=_refusal(live).param if reason == "error" else None,
             cached_tokens=seq.hit_tokens, stamps=_stamps(live, event, now_ns),
-            spent=live.spent if reason else None,
+            spent=live.spent,
         )
 
     def _stop_reason(self, event: Event) -> int | None:
@@ -329,6 +340,15 @@ class Engine:
             self._by_id[seq.id] = left
         else:
             del self._by_id[seq.id]
+
+
+def _layout(config: EngineConfig, opened: Opened, kernels: Backend, decided: Plan,
+            kept: Layouts | None) -> tuple[str, str]:
+    """What became of the laid-out weights, and why."""
+    if kept is not None:
+        return ("mapped", "") if kept.mapped else ("written", "")
+    why = refusal(opened.files, kernels, decided.ledger.weights) or f"there was no room in {folder()}"
+    return "none", why if config.layout_cache else "--no-layout-cache"
 
 
 def _refusal(live: Live) -> RequestError:

@@ -147,9 +147,18 @@ class _Writer:
         return offset, list(a.shape), a.dtype.name
 
 
+def refusal(sources: Sequence[Path], backend: Backend, nbytes: int) -> str:
+    """Why laid-out weights are not kept, if they are not."""
+    if backend.packed is None:
+        return f"the {backend.name} kernels lay nothing out in memory"
+    if not sources:
+        return "the weights come from no file"
+    return f"{gb(nbytes)} of weights are laid out in a blink" if nbytes < LEAST_BYTES else ""
+
+
 def layouts(name: str, sources: Sequence[Path], backend: Backend, dtype: str, nbytes: int) -> Layouts | None:
-    """None: nothing is kept. That `nbytes` will be written is said on standard error, or why they are not."""
-    if not sources or backend.packed is None or nbytes < LEAST_BYTES:
+    """None: nothing is kept. That `nbytes` will be written is said on standard error, or that there is no room."""
+    if refusal(sources, backend, nbytes):
         return None
     kept = Layouts(layout_path(name, sources, dtype), backend)
     if kept.mapped:

@@ -5,8 +5,8 @@ equally; what a row adds, it pays. That is the Shapley value (1953) of the predi
 up, treats equals alike and charges nobody for others. Knows no clock, no scheduler and no counter of energy.
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from gramme.config import ConfigError, ModelConfig, Price, Tariff
 from gramme.plan import cost, roofline
@@ -89,6 +89,14 @@ def receipt(spent: Spent, power: Power, price: Price | None) -> list[Entry]:
         entries.append(_entry(kind, getattr(spent, f"{kind}_tokens"), seconds, watts * seconds, power, price))
     tokens = sum(e.tokens for e in entries)
     return [*entries, _entry("total", tokens, spent.seconds, spent.joules, power, price)]
+
+
+def as_json(spent: Spent, power: Power, price: Price | None) -> dict[str, Any]:
+    """{"total": {"tokens", "seconds", "joules", "money"}, the same for each of KINDS, and the "power"}."""
+    entries = {e.kind: asdict(e) for e in receipt(spent, power, price)}
+    for entry in entries.values():
+        del entry["kind"]
+    return entries | {"power": asdict(power)}
 
 
 def money(seconds: float, joules: float | None, price: Price | None) -> float | None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from gramme.llm.assembly import Assembly, assemble
-from gramme.request import Request, RequestError, Update
+from gramme.plan.receipts import Power, as_json
+from gramme.request import Request, RequestError, Spent, Update
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.errors import HttpError
 from gramme.serve.metrics import Metrics
@@ -86,7 +87,12 @@ class Job:
         return {"prompt_n": computed, "prompt_ms": prompt_ms, "prompt_per_second": _rate(computed, prompt_ms),
                 "predicted_n": n, "predicted_ms": predicted_ms, "predicted_per_second": _rate(n - 1, predicted_ms),
                 "cache_n": cached, "ttft_ns": first.ttft_ns, "ttft_parts_ns": first.parts(),
-                "predicted_ttft_ns": round(1e9 * (self.predicted_ttft_s or 0.0))}
+                "predicted_ttft_ns": round(1e9 * (self.predicted_ttft_s or 0.0)), "receipt": self._receipt()}
+
+    def _receipt(self) -> dict[str, Any]:
+        stats = self._llm.stats
+        spent = sum((a.metrics.spent for a in self.assemblies), Spent())
+        return as_json(spent, Power(watts=stats.watts, source=stats.power_source), self._llm.ready.plan.price)
 
     async def _one(self, assembly: Assembly) -> AsyncIterator[tuple[Update, str]]:
         async with aclosing(self._llm.generate(assembly.request)) as updates:

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gramme.llm.assembly import Assembly
+from gramme.plan.receipts import KINDS
 from gramme.request import PARTS, EngineStats, RequestMetrics
 
 PART_S = tuple(m * 10.0**e for e in range(-5, 4) for m in (1, 3))
@@ -46,6 +47,22 @@ class EngineCollector:
             family = kind(f"{self._prefix}:{name}", name.replace("_", " "), labels=LABELS)
             family.add_metric(self._labels, value)
             yield family
+        yield from self._receipt(s)
+
+    def _receipt(self, s: EngineStats) -> Iterator[Metric]:
+        """Seconds of machine add up to the time since the engine was ready."""
+        made = lambda name, text, *more: CounterMetricFamily(f"{self._prefix}:{name}", text, labels=(*LABELS, *more))
+        seconds = made("machine_seconds", "by what they went to", "kind")
+        tokens = made("machine_tokens", "by why they were run", "kind")
+        for kind in KINDS:
+            seconds.add_metric((*self._labels, kind), getattr(s.spent, f"{kind}_s", 0.0))
+            tokens.add_metric((*self._labels, kind), getattr(s.spent, f"{kind}_tokens"))
+        seconds.add_metric((*self._labels, "other"), s.other_s)
+        seconds.add_metric((*self._labels, "idle"), s.idle_s)
+        yield from (seconds, tokens)
+        joules = made("machine_joules", f"at work, {s.power_source}")
+        joules.add_metric(self._labels, s.spent.joules)
+        yield joules
 
 
 class Metrics:

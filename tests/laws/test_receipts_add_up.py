@@ -38,8 +38,7 @@ def drive(engine, clock, todo, r, aborts):
             engine.abort(r.choice(list(engine._by_id)))
         for u in engine.step() if engine.busy else []:
             made[u.id, u.index] = made.get((u.id, u.index), 0) + len(u.token_ids)
-            assert (u.spent is not None) == (u.finish_reason is not None)
-            if u.spent is not None:
+            if u.finish_reason is not None:
                 receipts[u.id, u.index] = u.finish_reason, u.spent
         if not waiting and not engine.busy:
             return receipts, made, sum(ran)
@@ -65,7 +64,8 @@ def test_receipts_add_up_to_the_time_and_the_tokens(seed, monkeypatch):
              replace(todo[1], id="scored", params=replace(todo[1].params, prompt_logprobs=2)),
              Request(id="pooled", prompt_token_ids=[3] * 40, params=SamplingParams(), pooling="mean")]
     answers = run(make(), todo) if seed % 2 else None
-    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic_ns=clock.monotonic_ns))
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(
+        monotonic_ns=clock.monotonic_ns, process_time=lambda: 0.0))
     engine = make(**options)
     began = engine.meter._ended_s
     if answers is not None:
