@@ -295,6 +295,7 @@ class Update:
     error_param: str | None = None  # the field, when the request is at fault
     cached_tokens: int = 0  # prompt tokens that were not computed
     stamps: Stamps | None = None  # the request's and the engine's, with the sample's first tokens, or its end without
+    mask_ns: int = 0  # what the grammar's masks have taken so far, within prefill and decoding
     spent: Spent | None = None  # by this sample, so far
 
 
@@ -305,6 +306,7 @@ class RequestMetrics:
     stamps: Stamps
     newest_ns: int = 0  # when the newest token came to whoever owns the text; the stamps' clock
     cached_tokens: int = 0  # prompt tokens that were not computed
+    mask_ns: int = 0  # what the grammar's mask for the first token took, within prefill
     spent: Spent = Spent()  # by all samples, so far
 
 

@@ -1,12 +1,13 @@
 """A run beside its prediction: memory, the prompt, a token; and what the errors teach the next plan."""
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from gramme.config import ConfigError
 from gramme.kernels.load import machine
 from gramme.kernels.present import available
 from gramme.llm.engine import Engine
-from gramme.plan import calibration, check
+from gramme.plan import check
 from gramme.plan.check import Check
 from gramme.plan.hardware import Hardware, this_machine
 from gramme.plan.units import gb, ms
@@ -34,12 +35,8 @@ def learn(engine: Engine, output: RequestOutput) -> None:
     """For the plans to come."""
     enough = {"prefill": len(output.prompt_token_ids) - output.metrics.cached_tokens >= LEAST_PROMPT,
               "decode": len(output.outputs[0].token_ids) > LEAST_ANSWER} if output.metrics else {}
-    p, hardware = engine.plan, _hardware(engine)
-    try:
-        ratios = {c.phase: c.measured_s / c.plain_s for c in checks(engine, output, True) if enough[c.phase]}
-    except ConfigError:
-        return
-    calibration.remember(p.backend, p.dtype, p.ledger.weights, hardware, ratios)
+    with suppress(ConfigError):
+        check.learn(engine.plan, _hardware(engine), [c for c in checks(engine, output, True) if enough[c.phase]])
 
 
 def lines(engine: Engine, found: Sequence[Check], taken_bytes: int) -> Iterator[str]:

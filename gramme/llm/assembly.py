@@ -107,7 +107,7 @@ class Assembly:
     def _stamp(self, u: Update) -> None:
         self.metrics = replace(self.metrics, newest_ns=time.monotonic_ns())
         if u.stamps is not None and not self.metrics.stamps.sampled_ns:
-            self.metrics = replace(self.metrics, stamps=u.stamps, cached_tokens=u.cached_tokens)
+            self.metrics = replace(self.metrics, stamps=u.stamps, cached_tokens=u.cached_tokens, mask_ns=u.mask_ns)
 
     def _completion(self, i: int) -> CompletionOutput:
         lp = self.logprobs[i] if self.request.params.logprobs is not None else None

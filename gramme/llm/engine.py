@@ -326,7 +326,7 @@ class Engine:
             error=str(_refusal(live)) if reason == "error" else None,
             error_param=_refusal(live).param if reason == "error" else None,
             cached_tokens=seq.hit_tokens, stamps=_stamps(live, event, now_ns),
-            spent=live.spent,
+            mask_ns=live.chooser.matcher.spent_ns if live.chooser.matcher else 0, spent=live.spent,
         )
 
     def _stop_reason(self, event: Event) -> int | None:

@@ -1,5 +1,5 @@
 """What was measured beside what had been predicted for it. Knows no engine and no clock."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gramme.config import ModelConfig, Plan
@@ -36,6 +36,12 @@ def decode(m: ModelConfig, p: Plan, hardware: Hardware, contexts: Sequence[int],
     """Of a step that makes one token for each of the sequences."""
     work = cost.decode(m, cost.weights(m, p.dtype), p.kv_dtype, contexts)
     return _check(m, p, hardware, "decode", [work], measured_s, calibrated)
+
+
+def learn(p: Plan, hardware: Hardware, checks: Iterable[Check]) -> None:
+    """For the plans to come."""
+    calibration.remember(p.backend, p.dtype, p.ledger.weights, hardware,
+                         {c.phase: c.measured_s / c.plain_s for c in checks})
 
 
 def _check(m: ModelConfig, p: Plan, hardware: Hardware, phase: str, works: Sequence[cost.Work], measured_s: float,

@@ -50,6 +50,20 @@ class Pace:
         known = min(self._ratios, key=lambda other: abs(other - size), default=None)
         return self._planned_s(prompt_tokens, rows) * (1.0 if known is None else median(self._ratios[known]))
 
+    @property
+    def largest(self) -> int:
+        """Prompt tokens of the largest step that is known well, down to a power of two; 0: none is."""
+        return max((1 << size - 1 for size in self._well_known if size), default=0)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether steps that only decode are known well."""
+        return 0 in self._well_known
+
+    @property
+    def _well_known(self) -> list[int]:
+        return [size for size, ratios in self._ratios.items() if len(ratios) == RECENT]
+
     def first_token_s(self, prompt_tokens: int, ahead: Ahead) -> float:
         """Seconds until a prompt that comes now has its first token."""
         room = max(1, self._chunk - ahead.rows)

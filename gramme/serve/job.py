@@ -77,8 +77,10 @@ class Job:
 
     def timings(self) -> dict[str, Any]:
         """llama.cpp's names: milliseconds from arrival to the first of the answer, and from there to the last token.
-        Beside them the ledger of the first of these, in nanoseconds; of several prompts, that which was first."""
-        first = min((a.metrics.stamps for a in self.assemblies), key=lambda s: s.flushed_ns or math.inf)
+        Beside them the ledger of the first of these, in nanoseconds; of several prompts, that which was first.
+        `mask_ns` is a part of prefill: what the grammar's first mask took."""
+        m = min((a.metrics for a in self.assemblies), key=lambda m: m.stamps.flushed_ns or math.inf)
+        first = m.stamps
         last_ns = max(a.metrics.newest_ns for a in self.assemblies)
         used, prompt_ms = self.usage(), first.ttft_ns / 1e6
         predicted_ms = max(0, last_ns - first.flushed_ns) / 1e6
@@ -87,7 +89,8 @@ class Job:
         return {"prompt_n": computed, "prompt_ms": prompt_ms, "prompt_per_second": _rate(computed, prompt_ms),
                 "predicted_n": n, "predicted_ms": predicted_ms, "predicted_per_second": _rate(n - 1, predicted_ms),
                 "cache_n": cached, "ttft_ns": first.ttft_ns, "ttft_parts_ns": first.parts(),
-                "predicted_ttft_ns": round(1e9 * (self.predicted_ttft_s or 0.0)), "receipt": self._receipt()}
+                "mask_ns": m.mask_ns, "predicted_ttft_ns": round(1e9 * (self.predicted_ttft_s or 0.0)),
+                "receipt": self._receipt()}
 
     def _receipt(self) -> dict[str, Any]:
         stats = self._llm.stats

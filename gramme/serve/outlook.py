@@ -4,7 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gramme.config import Plan
+from gramme.config import ModelConfig, Plan
+from gramme.plan import check
+from gramme.plan.check import Check
+from gramme.plan.hardware import Hardware
 from gramme.plan.pace import Ahead, Pace
 from gramme.request import EngineStats, Request
 
@@ -70,6 +73,18 @@ class Outlook:
         self._pace.ran(prompt_tokens, now.decode_tokens - then.decode_tokens, busy_s)
         self._pace.found(stats.prefix_queried_tokens - before.prefix_queried_tokens,
                          stats.prefix_hit_tokens - before.prefix_hit_tokens)
+
+    def checks(self, m: ModelConfig, hardware: Hardware, calibrated: bool) -> list[Check]:
+        """The latest steps beside the plan's predictions: the largest that ran of prompts, and one token of one row."""
+        p, pace, found = self._plan, self._pace, []
+        if p is None or pace is None or p.backend == "cuda":  # a card's ceilings are known to the engine's process only
+            return []
+        if pace.largest:
+            took_s = pace.step_s(pace.largest, 0)
+            found.append(check.prefill(m, p, hardware, pace.largest, took_s, calibrated=calibrated))
+        if pace.decodes:
+            found.append(check.decode(m, p, hardware, [1], pace.step_s(0, 1), calibrated=calibrated))
+        return found
 
     def expected(self, prompt_tokens: int, arrived_ns: int, others: Collection[Load], plan: Plan, sequence_s: float,
                  flush_s: float) -> Expected:

@@ -13,6 +13,8 @@ import uvicorn
 
 from gramme.config import ConfigError, EngineConfig, ModelError
 from gramme.models.open import open_model
+from gramme.plan import check
+from gramme.plan.hardware import this_machine
 from gramme.serve.app import Server, slo_ttft_s
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.connection import Limits, protocol
@@ -25,6 +27,7 @@ from gramme.text.tokenizer import load_tokenizer
 LINGER_S = 1.0  # after the engine's end: waiters get their answers, probes see that we are dead
 CLOSE_S = 1  # for connections to take their last bytes
 BACKLOG = 512
+LEAST_PROMPT = 64  # tokens of a step that teaches how fast prompts are
 QUIET = PUBLIC - {"/"}  # probes come every second
 
 
@@ -48,10 +51,24 @@ def serve(config: EngineConfig, options: ServeOptions) -> int:
         guard, http=protocol(limits), ws="none", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=CLOSE_S), server, options, log)
     listener.run(sockets=[sock])
+    _check_predictions(server, options, log)
     log.drain()
     if llm.failed is not None and llm.failed.user:
         raise ModelError(llm.failed.message)
     return listener.exit_code
+
+
+def _check_predictions(server: Server, options: ServeOptions, log: Log) -> None:
+    if server.llm.ready is None:
+        return
+    hardware, ready = this_machine(), server.llm.ready
+    checks = server.outlook.checks(ready.model, hardware, options.calibration)
+    for c in checks if options.verbose else ():
+        log.write(level="info", message="predicted and measured", phase=c.phase, tokens=c.work.tokens,
+                  predicted_ms=round(1e3 * c.predicted.seconds, 3), measured_ms=round(1e3 * c.measured_s, 3),
+                  error=round(c.error, 3))
+    if options.calibration:
+        check.learn(ready.plan, hardware, [c for c in checks if c.phase == "decode" or c.work.tokens >= LEAST_PROMPT])
 
 
 class Listener(uvicorn.Server):

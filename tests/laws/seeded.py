@@ -12,7 +12,7 @@ from gramme.core import pages
 from gramme.core.pages import PagePool, Prefix
 from gramme.core.scheduler import Scheduler
 from gramme.kernels import load, reference
-from gramme.llm import engine
+from gramme.llm import assembly, engine
 from gramme.quant.weights import Dense
 from gramme.runtime import runner
 from gramme.runtime.runner import Launched
@@ -31,6 +31,7 @@ class Bug(NamedTuple):
     plant: Callable  # monkeypatch -> None
 
 
+STAMPS = "tests/llm/test_stamps.py::"
 BUGS = []
 
 
@@ -223,3 +224,29 @@ def nothing_held_back(monkeypatch):
      "tests/text/test_chat.py::test_no_control_token_from_a_message")
 def control_strings_pass(monkeypatch):
     monkeypatch.setattr(chat, "_mark", lambda value, control: value)
+
+
+@bug("the wait for a grammar counts as queueing",
+     STAMPS + "test_a_grammar_costs_what_is_waited_for_it_beyond_the_queue")
+def grammar_in_the_queue(monkeypatch):
+    around(Scheduler, "_has_room", monkeypatch,
+           lambda has: lambda self, seq, matched: not seq.held and has(self, seq, matched))
+
+
+@bug("the queue counts as a wait for the grammar",
+     STAMPS + "test_a_grammar_costs_what_is_waited_for_it_beyond_the_queue")
+def queue_in_the_grammar(monkeypatch):
+    around(Scheduler, "_has_room", monkeypatch,
+           lambda has: lambda self, seq, matched: seq.held or has(self, seq, matched))
+
+
+@bug("a later sample's way replaces that of the first", STAMPS + "test_stamps_are_in_order_in_every_kind_of_request")
+def last_sample_counts(monkeypatch):
+    def change(stamp):
+        def forgetful(self, update):
+            if update.stamps is not None:
+                self.metrics = replace(self.metrics, stamps=replace(update.stamps, sampled_ns=0))
+            stamp(self, update)
+        return forgetful
+
+    around(assembly.Assembly, "_stamp", monkeypatch, change)
