@@ -42,6 +42,7 @@ from gramme.serve.page import page
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
 from gramme.serve.responses import Responses, ResponsesReply
 from gramme.serve.similarity import Rerank, Score, cosine, ranking, score_list
+from gramme.serve.status import status
 from gramme.serve.streaming import HeldStream, events, read_body, until_gone
 from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
@@ -69,6 +70,7 @@ ROUTES: dict[str, tuple[str, str, type | None]] = {  # path: method, Server's me
     "/health": ("GET", "is_ready", None),
     "/health/ready": ("GET", "is_ready", None),
     "/health/live": ("GET", "is_live", None),
+    "/v1/status": ("GET", "status", None),
     "/metrics": ("GET", "scrape", None),
 }
 QUEUING = frozenset(path for path, (_, name, _) in ROUTES.items()
@@ -136,6 +138,10 @@ class Server:
 
     async def scrape(self, http: HttpRequest) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def status(self, http: HttpRequest) -> Response:
+        self._check_ready()
+        return Json(status(self.model, self.llm.config, self.llm.ready, self.llm.stats))
 
     async def info(self, http: HttpRequest) -> Response:
         t = self.tokenizer

@@ -1,4 +1,5 @@
-"""Lines of JSON on stderr, written by a thread: a reader that does not read costs lines, never the server's time."""
+"""Lines of JSON on stderr, and a few for people, written by a thread: a reader that does not read costs lines, never
+the server's time."""
 import json
 import logging
 import os
@@ -21,7 +22,13 @@ class Log(logging.Handler):
         threading.Thread(target=self._write, daemon=True).start()
 
     def write(self, **record: Any) -> None:
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
+        self._put(json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}))
+
+    def say(self, line: str) -> None:
+        """For the person who started the server, as it stands."""
+        self._put(f"gramme: {line}")
+
+    def _put(self, line: str) -> None:
         try:
             self._queue.put_nowait(line.encode() + b"\n")
         except queue.Full:

@@ -2,6 +2,7 @@
 import msgspec
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig, Plan
+from gramme.llm.report import Loaded
 from gramme.request import EngineStats, Request, Update
 
 MAX_MESSAGE_BYTES = 1 << 30
@@ -34,6 +35,7 @@ class Ready(msgspec.Struct, tag=True):
     model: ModelConfig
     plan: Plan
     defaults: GenerationDefaults
+    loaded: Loaded = Loaded()
 
 
 class Refused(msgspec.Struct, tag=True):

@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 
 from gramme.config import ConfigError, EngineConfig, ModelError
+from gramme.llm.report import Facts, report, text
 from gramme.models.open import open_model
 from gramme.plan import check
 from gramme.plan.hardware import this_machine
@@ -20,6 +21,7 @@ from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.connection import Limits, protocol
 from gramme.serve.guard import PUBLIC, Guard, read_keys
 from gramme.serve.log import Log
+from gramme.serve.messages import Ready
 from gramme.serve.options import ServeOptions
 from gramme.text.chat import open_chat
 from gramme.text.tokenizer import load_tokenizer
@@ -79,6 +81,7 @@ class Listener(uvicorn.Server):
         self._signals, self._restarts = 0, int(options.restart)
         self._ended_s: float | None = None  # when the engine was found dead
         self._drain_end_s = 0.0
+        self._greeted: Ready | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -86,11 +89,22 @@ class Listener(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the server."""
         await super().on_tick(counter)
+        self._greet()
         if self._signals:
             return self._drained()
         if self._server.llm.ended.is_set():
             return await self._bury()
         return False
+
+    def _greet(self) -> None:
+        """Once for each engine, as soon as it is ready: what acts and what does not, then where to find it."""
+        ready, config = self._server.llm.ready, self._server.llm.config
+        if ready is None or ready is self._greeted:
+            return
+        self._greeted = ready
+        for line in text(report(Facts(config, ready.model, ready.plan, ready.loaded, self._server.llm.stats))):
+            self._log.say(line)
+        self._log.say(f"{self._server.model} is ready at {url(self._options.host, self._options.port)}")
 
     def _drained(self) -> bool:
         now_s = time.monotonic()
@@ -115,6 +129,12 @@ class Listener(uvicorn.Server):
             return False
         self.exit_code = 1
         return now_s > self._ended_s + LINGER_S or bool(failed and failed.user)
+
+
+def url(host: str, port: int) -> str:
+    """Where a browser on this machine finds a server that listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _bind(host: str, port: int) -> socket.socket:

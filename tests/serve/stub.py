@@ -7,6 +7,7 @@ import httpx2
 import openai
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
+from gramme.llm.report import Loaded
 from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan
 from gramme.request import EngineStats, Update
@@ -32,10 +33,11 @@ class Says:
     failed = None
     fingerprint = "fp"
     stats = EngineStats()
+    config = EngineConfig(backend="reference")
 
     def __init__(self, tokenizer, text, step=3, reason="stop", pause_s=0.0):
-        decided = plan(MODEL, EngineConfig(backend="reference"), Hardware(cores=1, free_bytes=1 << 32))
-        self.ready = Ready(MODEL, decided, GenerationDefaults())
+        machine = Hardware(cores=1, free_bytes=1 << 32)
+        self.ready = Ready(MODEL, plan(MODEL, self.config, machine), GenerationDefaults(), Loaded(hardware=machine))
         self.tokenizer, self.text, self.step, self.reason = tokenizer, text, step, reason
         self.requests, self.ended, self.pause_s, self.left = [], asyncio.Event(), pause_s, 0
 

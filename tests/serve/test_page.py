@@ -230,4 +230,6 @@ def test_the_strip_shows_what_the_engine_does(at):
     at.wait("document.getElementById('pagetext').textContent === '3 used, 5 cached, of 100'")
     shown = at.run("['rows', 'state'].map((id) => document.getElementById(id).textContent)")
     widths = at.run("['used', 'known'].map((id) => document.getElementById(id).style.width)")
+    ceiling = at.run("document.getElementById('ceiling').textContent")
+    assert re.fullmatch(r"of [\d,.]+ that this machine allows", ceiling)
     assert shown == ["2", "working"] and widths == ["3%", "5%"]

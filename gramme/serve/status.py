@@ -1,0 +1,43 @@
+"""GET /v1/status: what was decided, what acts and what does not, what it cost, and how near the ceiling is.
+
+Views of records that are made elsewhere. Knows no HTTP.
+"""
+from dataclasses import asdict
+from typing import Any
+
+from gramme import __version__
+from gramme.config import ConfigError, EngineConfig
+from gramme.llm.report import Facts, report
+from gramme.plan import cost, roofline
+from gramme.plan.receipts import Power, as_json
+from gramme.plan.roofline import Setup
+from gramme.request import EngineStats
+from gramme.serve.messages import Ready
+
+
+def status(model: str, config: EngineConfig, ready: Ready, s: EngineStats) -> dict[str, Any]:
+    """Seconds in "receipts" with "other_s" and "idle_s" add up to the time since the engine was ready."""
+    facts = Facts(config, ready.model, ready.plan, ready.loaded, s)
+    spent = as_json(s.spent, Power(watts=s.watts, source=s.power_source), ready.plan.price)
+    return {"model": model, "version": __version__, "report": [asdict(line) for line in report(facts)],
+            "receipts": spent | {"other_s": s.other_s, "idle_s": s.idle_s}, "ceiling": ceiling(ready, s),
+            "stats": asdict(s), "plan": asdict(ready.plan)}
+
+
+def ceiling(ready: Ready, s: EngineStats) -> dict[str, Any] | None:
+    """The tokens/s that the machine's ceilings allow for as many sequences as run now, in contexts as long as theirs.
+
+    None where the machine's rates are not known.
+    """
+    m, p, hardware = ready.model, ready.plan, ready.loaded.hardware
+    if hardware is None:
+        return None
+    rows = max(1, s.running)
+    context = min(max(1, s.pages_used * p.page_size // rows), p.max_model_len)
+    work = cost.decode(m, cost.weights(m, p.dtype), p.kv_dtype, [context] * rows)
+    try:
+        b = roofline.bottleneck(work, Setup(hardware=hardware, backend=p.backend, dtype=p.dtype, layers=m.layers))
+    except ConfigError:
+        return None
+    return {"tokens_per_s": rows / b.floor_s, "rows": rows, "context": context, "bound": b.bound,
+            "rates": hardware.source}
