@@ -15,11 +15,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 from serve_process import Served
+
+from gramme.bench.client import send, target
 
 RESULTS = Path(__file__).parent / "results"
 TINY = ("dummy:tiny", "--no-access-log")
@@ -103,39 +104,23 @@ def crowd(pairs=10, idle=500, slow=200):
 
 # Overload
 
-class Ask(asyncio.Protocol):
-    """One request on a connection of its own; `answers` gets (status, seconds, when)."""
-
-    def __init__(self, prompt, answers):
-        self.body, self.answers, self.began_s, self.got = completion(16, prompt=prompt), answers, time.monotonic(), b""
-
-    def connection_made(self, transport):
-        body = json.dumps(self.body).encode()
-        transport.write(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                        b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-
-    def data_received(self, data):
-        self.got += data
-
-    def connection_lost(self, error):
-        if self.got:
-            now_s = time.monotonic()
-            self.answers.append((int(self.got.split(b" ", 2)[1]), now_s - self.began_s, now_s))
-
-
 async def offer(port, rate, seconds, limit_s):
     """Open requests at a steady rate, never waiting for answers. Goodput is what is answered within the limit, from
     the first second, when the queue has filled, to the last: what is still queued at the end does not count."""
-    loop, answers, tasks = asyncio.get_running_loop(), [], []
+    place, answers, tasks = target(f"http://127.0.0.1:{port}"), [], []
+
+    async def ask(body, due_s):
+        answer = await send(place, place.request("POST", "/v1/completions", body), 10 * limit_s)
+        if answer.status:
+            now_s = time.monotonic()
+            answers.append((answer.status, now_s - due_s, now_s))
+
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     while (at := len(tasks) / rate) < seconds:
         await asyncio.sleep(max(0, began_s + at - time.monotonic()))
-        ask = partial(Ask, (3, len(tasks) % 4000 + 3), answers)
-        tasks.append(loop.create_task(loop.create_connection(ask, "127.0.0.1", port)))
+        tasks.append(asyncio.create_task(ask(completion(16, prompt=(3, len(tasks) % 4000 + 3)), began_s + at)))
     cpu_s = time.process_time() - began_cpu_s
-    await asyncio.gather(*tasks, return_exceptions=True)
-    while len(answers) < len(tasks) and time.monotonic() < began_s + seconds + 10 * limit_s:
-        await asyncio.sleep(0.05)
+    await asyncio.gather(*tasks)
     good = [s <= limit_s for status, s, at_s in answers if status == 200 and began_s + 1 <= at_s < began_s + seconds]
     refused = [s for status, s, _ in answers if status == 429]
     return {"offered": round(len(tasks) / seconds, 1), "goodput": round(sum(good) / (seconds - 1), 1),

@@ -194,7 +194,8 @@ def test_an_interrupt_gives_up_what_is_open_and_keeps_what_is_done():
 @pytest.mark.parametrize("base, endpoint", [(0, "completions"), (1, "completions"), (23, "chat")])
 def test_prompts_have_the_tokens_that_were_asked_for(base, endpoint):
     """On a tokenizer that cuts some words in two, and the first word otherwise than the same behind a space."""
-    words = lambda text: sum(1 + (len(word) > 4) + (i == 0 and word != "the") for i, word in enumerate(text.split()))
+    cost = lambda i, word: 1 + (len(word) > 4) + 2 * (i == 0 and word != "the")
+    words = lambda text: sum(cost(i, word) for i, word in enumerate(text.split()))
     sham = Sham(base=base, words=words)
     load = Workload(asks=tuple(Ask(0.0, n, 3) for n in (1, 2, 24, 25, 100, 999)), window_s=0.0, source="x")
     with sham.serving() as url:

@@ -42,8 +42,8 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_measures_nothing_twice(cap
         return server(capacity)(rate) | {"interrupted": len(measured) == after}
 
     keep = lambda points: kept.update(points)
-    _, interrupted = sweep(rates, {}, measure, keep)
-    assert kept.keys() == set(measured[: after - 1] if interrupted else measured)
+    points, interrupted = sweep(rates, {}, measure, keep)
+    assert kept == points and kept.keys() == set(measured[: after - 1] if interrupted else measured)
     again, _ = sweep(rates, kept, measure, keep)
     assert again == sweep(rates, {}, server(capacity), lambda points: None)[0]
     assert len(measured) == len(again) + interrupted
