@@ -241,6 +241,28 @@ def test_attention_whole_and_in_chunks(cpu, rng, dtype, window, rows, size, head
     assert np.array_equal(last[-len(rows):] if cuts is not whole else last[ends], ours[ends])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_long_context_gives_the_same_however_it_is_shared(cpu, rng, dtype):
+    """More threads cut it finer, and fewer KV heads are read together; not a bit changes."""
+    size, length = 16, 4200
+    step = a_step(rng, [(1, length)], size, 300)
+    kv = pages_of(dtype, 300, 4, size, 32)
+    for a in kv:
+        if a is not None:
+            a[:] = rng.random(a.shape) * (100 if a.dtype == np.int8 else 0.02 if dtype == "int8" else 1)
+    q, k, v = floats(rng, 1, 16, 32), floats(rng, 1, 4, 32), floats(rng, 1, 4, 32)
+    ours = [CpuKernels(cpu.pool.level, n).attend(q, k, v, kv, step, None) for n in (1, 2, 8)]
+    assert np.array_equal(ours[0], ours[1]) and np.array_equal(ours[0], ours[2])
+    np.testing.assert_allclose(ours[0], reference.attend(q, k, v, _in_order(kv), step, None), rtol=2e-5, atol=1e-5)
+
+
+def _in_order(kv):
+    """The pages as the reference has them: keys by token, not sixteen tokens side by side."""
+    pages, heads, size, head_dim = kv.k.shape
+    k = kv.k.reshape(pages, heads, size // 16, head_dim, 16).swapaxes(-1, -2).reshape(kv.k.shape)
+    return KV(k.copy(), kv.v.copy(), *(None if s is None else s.copy() for s in kv[2:]))
+
+
 def _stored(x, dtype):
     if dtype != "int8":
         return x.astype(reference.storage_dtype(dtype)).astype(np.float32)

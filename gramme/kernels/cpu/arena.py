@@ -38,6 +38,12 @@ class Arena:
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return whole[:count].view(dtype).reshape(shape)
 
+    def holds(self, a: np.ndarray[Any, Any]) -> bool:
+        """Whether this is a result made here, or a part of one."""
+        while isinstance(a.base, np.ndarray):
+            a = a.base
+        return a.ctypes.data in self._owned
+
     def _grow(self, size: int) -> int:
         self._most = max(self._most, self.nbytes - self._idle + size)
         if self.nbytes + size > self._slack * self._most:

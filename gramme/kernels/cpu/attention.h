@@ -1,178 +1,263 @@
 // Attention over pages of keys and values. Written over simd_*.h; knows no threads.
 //
 // Inside a page of S tokens values lie as (S, Dh), keys as blocks of (Dh, 16): sixteen scores are then one vector and
-// need no horizontal sum. Pages of fewer tokens hold one block of (Dh, S), and sixteen keys are gathered first. A context is read in spans of SPAN tokens, each with its own softmax;
-// spans are merged in their order (arXiv 2205.14135), so the result is the same whether one chunk reads them all or each
-// has its own.
+// need no horizontal sum. Pages of fewer tokens hold one block of (Dh, S), and sixteen keys are gathered first. A context
+// is read in spans of SPAN tokens, each with its own softmax; spans are merged in their order (arXiv 2205.14135), so the
+// result is the same whether one chunk reads them all or each has its own.
 #pragma once
 #include "matmul.h"
 
-#define SPAN 512
-#define VALUE_BLOCK 64  // tokens: 16 kB of float16 values of 128 columns
-#define TILE_ROWS 32  // (query token, head) pairs that share one reading of the keys
+#define SPAN 512         // tokens
+#define BLOCK 64         // tokens: 16 kB of float16 values of 128 columns stay in the first cache
+#define FETCH_TOKENS 32  // how far ahead the keys of a chunk's first block are fetched
+#define TILE_ROWS 32     // (query token, head) pairs that share one reading of the keys
+
+static int64_t clamp(int64_t x, int64_t high) { return x < 0 ? 0 : min64(x, high); }
 
 // p: 0 q (T, H, Dh), 1 K pages, 2 V pages, 3 K scales or null, 4 V scales, 5 positions (T), 6 starts (B + 1),
 //    7 lengths (B), 8 pages (B, Pmax), 9 y (T, H, Dh), 10 partial results
 // n: 0 T, 1 H, 2 Hk, 3 Dh, 4 S, 5 kind of K and V, 6 B, 7 Pmax, 8 window (0: none), 9 spans (0: one chunk reads them all),
-//    10 stride of q                                                           f: 0 scale of the scores
+//    10 stride of q, 11 KV heads of a chunk, at most                          f: 0 scale of the scores
 static int64_t tile_tokens(const Args *a) {
     int64_t shared = a->n[1] / a->n[2];
     return shared >= TILE_ROWS ? 1 : TILE_ROWS / shared;
 }
 
-// Chunks: row, tile of its tokens, KV head, span. Rows are of different lengths, so tiles are counted along them.
-static int64_t row_tiles(const Args *a, int64_t row) {
+// Chunks: row, tile of its tokens, some KV heads, span. Rows are of different lengths, so tiles are counted along them.
+// Where a row has few tokens, several heads are read together: they lie side by side, and memory is read in its order.
+static int64_t row_tokens(const Args *a, int64_t row) {
     const int32_t *starts = (const int32_t *)a->p[6];
-    return ceil_div(starts[row + 1] - starts[row], tile_tokens(a));
+    return starts[row + 1] - starts[row];
+}
+static int64_t chunk_heads(const Args *a, int64_t row) {
+    const int64_t rows = min64(row_tokens(a, row), tile_tokens(a)) * (a->n[1] / a->n[2]);
+    return rows ? min64(a->n[11], TILE_ROWS / rows) : 1;
+}
+static int64_t row_chunks_of(const Args *a, int64_t row) {
+    return ceil_div(row_tokens(a, row), tile_tokens(a)) * ceil_div(a->n[2], chunk_heads(a, row)) *
+           (a->n[9] ? a->n[9] : 1);
 }
 static int64_t attend_chunks(const Args *a, int) {
-    int64_t tiles = 0;
-    for (int64_t b = 0; b < a->n[6]; b++) tiles += row_tiles(a, b);
-    return tiles * a->n[2] * (a->n[9] ? a->n[9] : 1);
+    int64_t chunks = 0;
+    for (int64_t b = 0; b < a->n[6]; b++) chunks += row_chunks_of(a, b);
+    return chunks;
 }
 
 struct Tile {
     const Args *a;
-    int64_t row, token, tokens, head, shared;  // `shared` query heads read KV head `head`
-    int64_t rows() const { return tokens * shared; }
-    const float *query(int64_t i) const {
-        return floats(a, 0) + (token + i / shared) * a->n[10] + (head * shared + i % shared) * a->n[3];
+    int64_t row, token, tokens, head, heads, shared;  // `shared` query heads read each of the KV heads from `head` on
+    int64_t rows() const { return tokens * shared; }  // of one KV head
+    int64_t at(int64_t h, int64_t i) const { return (token + i / shared) * a->n[1] + (head + h) * shared + i % shared; }
+    const float *query(int64_t h, int64_t i) const {
+        return floats(a, 0) + (token + i / shared) * a->n[10] + ((head + h) * shared + i % shared) * a->n[3];
     }
     int64_t position(int64_t i) const { return ((const int32_t *)a->p[5])[token + i / shared]; }
-    int64_t at(int64_t i) const { return (token + i / shared) * a->n[1] + head * shared + i % shared; }
     int64_t page(int64_t key) const { return ((const int32_t *)a->p[8])[row * a->n[7] + key / a->n[4]]; }
 };
 
-template <int KIND> static int64_t kind_bytes() { return KIND == KIND_F32 ? 4 : KIND == KIND_I8 ? 1 : 2; }
+// What a chunk works in. Rows: KV head, token, query head.
+struct Room {
+    float q[TILE_ROWS * 512], scores[TILE_ROWS * BLOCK], part[TILE_ROWS * 514], total[TILE_ROWS * 514], sums[TILE_ROWS][VL];
+    float key_scales[BLOCK], value_scales[TILE_ROWS * BLOCK];  // of int8; those of values by KV head
+    uint8_t gathered[ATTEND_BLOCKS][512 * 16 * 4];             // sixteen keys of small pages
+};
+static_assert(sizeof(Room) <= SCRATCH_BYTES, "");
 
-// scores (rows, SPAN): 16 keys from `key` on, for all rows of the tile.
-template <int KIND, int R>
-static inline void score_rows(const void *keys, const float *q, int64_t dh, float *scores) {
-    vf acc[R][NV];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < NV; v++) acc[r][v] = vf_set1(0.0f);
-    for (int64_t d = 0; d < dh; d++)
-        for (int v = 0; v < NV; v++) {
-            vf k = load_kind<KIND>(keys, d * 16 + v * VL);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) acc[r][v] = vf_fma(vf_set1(q[r * dh + d]), k, acc[r][v]);
-        }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < NV; v++) vf_store(scores + r * SPAN + v * VL, acc[r][v]);
+// Tokens `first` to `first + count` of a context and where their first KV head lies: in runs of 16 tokens, or of a page
+// where that is less. A run is numbered by its first token among all heads' tokens of all pages.
+struct Block {
+    int64_t first, count, run, at[BLOCK];
+    int64_t slot(int64_t k) const { return at[k / run] + k % run; }
+};
+
+template <int KIND> static constexpr int64_t kind_bytes() { return KIND == KIND_F32 ? 4 : KIND == KIND_I8 ? 1 : 2; }
+
+static void find_block(const Tile &tile, int64_t first, Block *b) {
+    const int64_t size = tile.a->n[4];
+    b->first = first;
+    b->count = min64(BLOCK, tile.position(tile.rows() - 1) + 1 - first);
+    b->run = min64(16, size);
+    for (int64_t k = 0; k < b->count; k += b->run)
+        b->at[k / b->run] = (tile.page(first + k) * tile.a->n[2] + tile.head) * size + (first + k) % size;
 }
 
-template <int KIND>
-static void score_block(const void *keys, const uint16_t *scales, int64_t rows, const float *q, int64_t dh,
-                        float *scores) {
-    int64_t r = 0;
-    for (; r + ATTEND_ROWS <= rows; r += ATTEND_ROWS)
-        score_rows<KIND, ATTEND_ROWS>(keys, q + r * dh, dh, scores + r * SPAN);
-    for (; r + 2 <= rows; r += 2) score_rows<KIND, 2>(keys, q + r * dh, dh, scores + r * SPAN);
-    for (; r < rows; r++) score_rows<KIND, 1>(keys, q + r * dh, dh, scores + r * SPAN);
-    for (r = 0; scales && r < rows; r++)
-        for (int v = 0; v < NV; v++) {
-            float *s = scores + r * SPAN + v * VL;
-            vf_store(s, vf_mul(vf_load(s), vf_load_f16(scales + v * VL)));
+// Scales of 16 tokens from k on, or of as many as the block has.
+static void load_scales(const void *scales, const Block &b, int64_t shift, int64_t k, float *out) {
+    const uint16_t *all = (const uint16_t *)scales + shift;
+    if (b.run == 16)
+        for (int64_t i = 0; i < 16; i += VL) vf_store(out + k + i, vf_load_f16(all + b.slot(k) + i));
+    else
+        for (int64_t i = k; i < min64(k + 16, b.count); i++) out[i] = f16_to(all[b.slot(i)]);
+}
+
+// The runs of one head are too short to be foreseen, so what is needed next is fetched by hand, a line at a time: while
+// a block's keys are multiplied its values are, and with its values the keys of the block behind it.
+
+// scores (R, BLOCK) of ATTEND_BLOCKS times sixteen keys. As many keys and values that lie `ahead` are fetched.
+template <int KIND, int R>
+static inline void score_rows(const char *const *keys, const char *const *ahead, const float *q, int64_t dh,
+                              const float *scales, float *scores) {
+    constexpr int COLUMNS_A_LINE = 4 / kind_bytes<KIND>();
+    vf acc[R][ATTEND_BLOCKS][NV];
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < ATTEND_BLOCKS; b++)
+            for (int v = 0; v < NV; v++) acc[r][b][v] = vf_set1(0.0f);
+    for (int64_t d = 0; d < dh; d += COLUMNS_A_LINE) {
+        for (int b = 0; b < ATTEND_BLOCKS; b++) {
+            __builtin_prefetch(ahead[b] + d * 16 * kind_bytes<KIND>());
+            __builtin_prefetch(ahead[ATTEND_BLOCKS + b] + d * 16 * kind_bytes<KIND>(), 0, 2);
         }
+#pragma GCC unroll 4
+        for (int64_t i = d; i < d + COLUMNS_A_LINE; i++) {
+            vf k[ATTEND_BLOCKS][NV];
+            for (int b = 0; b < ATTEND_BLOCKS; b++)
+                for (int v = 0; v < NV; v++) k[b][v] = load_kind<KIND>(keys[b], i * 16 + v * VL);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const vf x = vf_set1(q[r * dh + i]);
+                for (int b = 0; b < ATTEND_BLOCKS; b++)
+                    for (int v = 0; v < NV; v++) acc[r][b][v] = vf_fma(x, k[b][v], acc[r][b][v]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < ATTEND_BLOCKS; b++)
+            for (int v = 0; v < NV; v++) {
+                const int64_t at = b * 16 + v * VL;
+                vf_store(scores + r * BLOCK + at,
+                         KIND == KIND_I8 ? vf_mul(acc[r][b][v], vf_load(scales + at)) : acc[r][b][v]);
+            }
 }
 
 // Sixteen keys of small pages as one block; what lies behind the last key is 0.
-static void gather_keys(const Tile &tile, int64_t kind, int64_t first, int64_t count, uint8_t *keys, uint16_t *scales) {
-    const Args *a = tile.a;
-    const int64_t dh = a->n[3], size = a->n[4], bytes = kind == KIND_F32 ? 4 : kind == KIND_I8 ? 1 : 2;
+static const char *gather_keys(const Args *a, const Block &b, int64_t shift, int64_t first, int64_t bytes, uint8_t *keys) {
+    const int64_t dh = a->n[3], size = a->n[4];
     __builtin_memset(keys, 0, (size_t)(dh * 16 * bytes));
-    for (int64_t i = 0; i < min64(16, count); i++) {
-        const int64_t head = (tile.page(first + i) * a->n[2] + tile.head) * size, lane = (first + i) % size;
-        if (a->p[3]) scales[i] = ((const uint16_t *)a->p[3])[head + lane];
+    for (int64_t k = first; k < min64(first + 16, b.count); k++)
         for (int64_t d = 0; d < dh; d++)
-            __builtin_memcpy(keys + (d * 16 + i) * bytes, (const char *)a->p[1] + (head * dh + d * size + lane) * bytes,
+            __builtin_memcpy(keys + (d * 16 + k - first) * bytes,
+                             (const char *)a->p[1] + ((b.at[k / size] + shift) * dh + d * size + k % size) * bytes,
                              (size_t)bytes);
-    }
+    return (const char *)keys;
 }
 
-template <int KIND>
-static void score(const Tile &tile, int64_t first, int64_t count, const float *q, float *scores, uint8_t *gathered) {
+#define EACH_ROWS(CALL)                                                                                                \
+    int64_t r = 0;                                                                                                     \
+    for (; r + ATTEND_ROWS <= rows; r += ATTEND_ROWS) CALL(ATTEND_ROWS);                                               \
+    for (; ATTEND_ROWS > 4 && r + 4 <= rows; r += 4) CALL(4);                                                          \
+    for (; r + 2 <= rows; r += 2) CALL(2);                                                                             \
+    for (; r < rows; r++) CALL(1)
+
+template <int KIND> static void score(const Tile &tile, const Block &block, Room *room) {
     const Args *a = tile.a;
-    const int64_t dh = a->n[3], size = a->n[4], rows = tile.rows();
-    for (int64_t k = 0; k < count; k += 16) {
-        const int64_t at = (tile.page(first + k) * a->n[2] + tile.head) * size + (first + k) % size;
-        const void *keys = (const char *)a->p[1] + at * dh * kind_bytes<KIND>();
-        const uint16_t *scales = KIND == KIND_I8 ? (const uint16_t *)a->p[3] + at : nullptr;
-        if (k + 32 < count) {  // fetched two blocks ahead: runs of one head are too short to be foreseen
-            const int64_t next = (tile.page(first + k + 32) * a->n[2] + tile.head) * size + (first + k + 32) % size;
-            for (int64_t i = 0; i < 16 * dh * kind_bytes<KIND>(); i += 64) {
-                __builtin_prefetch((const char *)a->p[1] + next * dh * kind_bytes<KIND>() + i);
-                __builtin_prefetch((const char *)a->p[2] + next * dh * kind_bytes<KIND>() + i, 0, 2);
+    const int64_t dh = a->n[3], rows = tile.rows(), bytes = kind_bytes<KIND>();
+    for (int64_t k = 0; k < block.count; k += 16 * ATTEND_BLOCKS)
+        for (int64_t h = 0; h < tile.heads; h++) {
+            const char *keys[ATTEND_BLOCKS], *ahead[2 * ATTEND_BLOCKS];
+            const int64_t shift = h * a->n[4];
+            for (int b = 0; b < ATTEND_BLOCKS; b++) {
+                const int64_t here = k + b * 16 < block.count ? k + b * 16 : k;
+                const int64_t next = here + FETCH_TOKENS < block.count ? here + FETCH_TOKENS : here;
+                keys[b] = (const char *)a->p[1] + (block.slot(here) + shift) * dh * bytes;
+                ahead[b] = (const char *)a->p[1] + (block.slot(next) + shift) * dh * bytes;
+                ahead[ATTEND_BLOCKS + b] = (const char *)a->p[2] + (block.slot(here) + shift) * dh * bytes;
+                if (block.run < 16) keys[b] = gather_keys(a, block, shift, here, bytes, room->gathered[b]);
+                if (KIND == KIND_I8) load_scales(a->p[3], block, shift, here, room->key_scales);
+                if (KIND == KIND_I8) load_scales(a->p[4], block, shift, here, room->value_scales + h * BLOCK);
             }
+            const float *q = room->q + h * rows * dh;
+            float *scores = room->scores + h * rows * BLOCK + k;
+#define SCORE(R) score_rows<KIND, R>(keys, ahead, q + r * dh, dh, room->key_scales + k, scores + r * BLOCK)
+            EACH_ROWS(SCORE);
+#undef SCORE
         }
-        uint16_t few[16] = {0};
-        if (size < 16) {
-            gather_keys(tile, KIND, first + k, count - k, gathered, few);
-            keys = gathered;
-            scales = scales ? few : nullptr;
-        }
-        score_block<KIND>(keys, scales, rows, q, dh, scores + k);
-    }
 }
 
-// Scores of the keys that a row sees become e^(score - largest), the others 0; returns the sum.
-static float softmax_row(float *scores, int64_t first, int64_t count, int64_t low, int64_t high, float *largest) {
+// Scores of the keys that a row sees, [low, high) of a block's `count`, become e^(score - largest), the others 0. They
+// join `part`: the largest score of the blocks before, the sum, whose lanes are in `sums` till the span ends, and the
+// weighted sum of values (Dh); they are rescaled where the largest rises (arXiv 1805.02867). What is stored is multiplied
+// by `scales`, if there are any.
+static void softmax_row(float *scores, int64_t count, int64_t low, int64_t high, const float *scales, int64_t dh,
+                        float *part, float *sums) {
     const int64_t end = ceil_div(count, 16) * 16;
-    for (int64_t k = 0; k < end; k++)
-        if (first + k < low || first + k > high || k >= count) scores[k] = -3.0e38f;
+    for (int64_t k = 0; k < low; k++) scores[k] = -3.0e38f;
+    for (int64_t k = high; k < end; k++) scores[k] = -3.0e38f;
     vf top = vf_set1(-3.0e38f);
     for (int64_t k = 0; k < end; k += VL) top = vf_max(vf_load(scores + k), top);
-    *largest = vf_hmax(top);
-    if (*largest <= -2.9e38f) {
+    const float largest = vf_hmax(top);
+    if (largest <= -2.9e38f) {
         __builtin_memset(scores, 0, (size_t)end * sizeof *scores);
-        return 0;
+        return;
     }
-    vf sum = vf_set1(0.0f), m = vf_set1(*largest);
+    vf sum = vf_load(sums);
+    if (largest > part[0]) {
+        const vf factor = vf_exp(vf_set1(part[0] - largest));
+        part[0] = largest;
+        sum = vf_mul(sum, factor);
+        for (int64_t d = 0; d < dh; d += VL) vf_store(part + 2 + d, vf_mul(vf_load(part + 2 + d), factor));
+    }
+    const vf m = vf_set1(part[0]);
     for (int64_t k = 0; k < end; k += VL) {
-        vf e = vf_exp(vf_sub(vf_load(scores + k), m));
-        vf_store(scores + k, e);
+        const vf e = vf_exp(vf_sub(vf_load(scores + k), m));
+        vf_store(scores + k, scales ? vf_mul(e, vf_load(scales + k)) : e);
         sum = vf_add(sum, e);
     }
-    return vf_hsum(sum);
+    vf_store(sums, sum);
 }
 
-template <int KIND, int R>
-static inline void value_rows(const Tile &tile, int64_t first, int64_t count, const float *p, int64_t d, float *y) {
-    const Args *a = tile.a;
-    const int64_t dh = a->n[3], size = a->n[4];
-    vf acc[R][NV];
+// y (R, ldy) += p (R, BLOCK) times a block's values, of B * 16 columns. `piece` says what to fetch beside each run.
+template <int KIND, int R, int B, typename Piece>
+static inline void value_rows(const Block &b, const char *values, int64_t dh, const Piece &piece, const float *p, float *y,
+                              int64_t ldy) {
+    vf acc[R][B * NV];
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < NV; v++) acc[r][v] = vf_load(y + r * dh + d + v * VL);
-    for (int64_t k = 0; k < count;) {
-        const int64_t at = (tile.page(first + k) * a->n[2] + tile.head) * size + (first + k) % size;
-        const int64_t part = min64(count - k, size - (first + k) % size);
-        const uint16_t *scales = (const uint16_t *)a->p[4] + at;
-        for (int64_t i = 0; i < part; i++, k++)
-            for (int v = 0; v < NV; v++) {
-                vf value = load_kind<KIND>(a->p[2], (at + i) * dh + d + v * VL);
-                if (KIND == KIND_I8) value = vf_mul(value, vf_set1(f16_to(scales[i])));
+        for (int v = 0; v < B * NV; v++) acc[r][v] = vf_load(y + r * ldy + v * VL);
+    for (int64_t k = 0; k < b.count;) {
+        const int64_t stop = min64(b.count, k + b.run);
+        const char *value = values + b.at[k / b.run] * dh * kind_bytes<KIND>(), *fetch = piece(k / b.run);
+        for (; k < stop; k++, value += dh * kind_bytes<KIND>(), fetch += 16 * B * kind_bytes<KIND>()) {
+            __builtin_prefetch(fetch, 0, 2);
+            vf x[B * NV];
+            for (int v = 0; v < B * NV; v++) x[v] = load_kind<KIND>(value, v * VL);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) acc[r][v] = vf_fma(vf_set1(p[r * SPAN + k]), value, acc[r][v]);
+            for (int r = 0; r < R; r++) {
+                const vf weight = vf_set1(p[r * BLOCK + k]);
+                for (int v = 0; v < B * NV; v++) acc[r][v] = vf_fma(weight, x[v], acc[r][v]);
             }
+        }
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < NV; v++) vf_store(y + r * dh + d + v * VL, acc[r][v]);
+        for (int v = 0; v < B * NV; v++) vf_store(y + r * ldy + v * VL, acc[r][v]);
 }
 
-// Values are read sixteen columns at a time, in blocks that stay in the first cache until all columns are read.
-template <int KIND>
-static void values(const Tile &tile, int64_t first, int64_t count, const float *p, float *y) {
-    const int64_t dh = tile.a->n[3], rows = tile.rows();
-    __builtin_memset(y, 0, (size_t)(rows * dh) * sizeof *y);
-    for (int64_t k = 0; k < count; k += VALUE_BLOCK) {
-        const int64_t part = min64(VALUE_BLOCK, count - k);
-        for (int64_t d = 0; d < dh; d += 16) {
-            int64_t r = 0;
-            for (; r + ATTEND_ROWS <= rows; r += ATTEND_ROWS)
-                value_rows<KIND, ATTEND_ROWS>(tile, first + k, part, p + r * SPAN + k, d, y + r * dh);
-            for (; r + 2 <= rows; r += 2) value_rows<KIND, 2>(tile, first + k, part, p + r * SPAN + k, d, y + r * dh);
-            for (; r < rows; r++) value_rows<KIND, 1>(tile, first + k, part, p + r * SPAN + k, d, y + r * dh);
-        }
+// Columns d to d + 16 B of head h. The keys of `next` are fetched in the order in which they lie, heads side by side: as
+// many pieces of a run as there are heads and passes over columns.
+template <int KIND, int B>
+static void value_columns(const Tile &tile, const Block &b, const Block &next, int64_t h, int64_t d, Room *room) {
+    const Args *a = tile.a;
+    const int64_t dh = a->n[3], rows = tile.rows(), ldy = dh + 2, size = a->n[4], bytes = kind_bytes<KIND>();
+    const int64_t passes = ceil_div(dh, 16 * B), runs = ceil_div(b.count, b.run), before = (h * passes + d / (16 * B)) * runs;
+    const char *keys = (const char *)a->p[1], *values = (const char *)a->p[2] + (h * size * dh + d) * bytes;
+    const auto piece = [&](int64_t run) {
+        const int64_t i = before + run, part = i % (tile.heads * passes);
+        const int64_t at = next.at[i / (tile.heads * passes) * next.run < next.count ? i / (tile.heads * passes) : 0];
+        return keys + ((at + part / passes * size) * dh + part % passes * b.run * 16 * B) * bytes;
+    };
+    const float *p = room->scores + h * rows * BLOCK;
+    float *y = room->part + h * rows * ldy + 2 + d;
+#define VALUE(R) value_rows<KIND, R, B>(b, values, dh, piece, p + r * BLOCK, y + r * ldy, ldy)
+    EACH_ROWS(VALUE);
+#undef VALUE
+}
+
+// Values are read a few columns at a time.
+template <int KIND> static void values(const Tile &tile, const Block &b, const Block &next, Room *room) {
+    const int64_t dh = tile.a->n[3];
+    for (int64_t h = 0; h < tile.heads; h++) {
+        int64_t d = 0;
+        for (; d + 16 * ATTEND_BLOCKS <= dh; d += 16 * ATTEND_BLOCKS)
+            value_columns<KIND, ATTEND_BLOCKS>(tile, b, next, h, d, room);
+        for (; d < dh; d += 16) value_columns<KIND, 1>(tile, b, next, h, d, room);
     }
 }
 
@@ -201,67 +286,76 @@ static void finish_row(const float *total, int64_t dh, float *y) {
 }
 
 // What the rows of a tile make of one span: partial results of 2 + Dh floats, one behind the other.
-template <int KIND>
-static void attend_span(const Tile &tile, int64_t span, const float *q, float *scores, float *y, float *out,
-                        uint8_t *gathered) {
-    const Args *a = tile.a;
-    const int64_t dh = a->n[3], rows = tile.rows(), window = a->n[8], first = span * SPAN;
-    const int64_t last = tile.position(rows - 1), count = min64(SPAN, last + 1 - first);
-    for (int64_t r = 0; r < rows; r++) start_row(dh, out + r * (dh + 2));
-    if (count <= 0 || (window && first + count <= tile.position(0) - window + 1)) return;
-    score<KIND>(tile, first, count, q, scores, gathered);
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t position = tile.position(r);
-        out[r * (dh + 2) + 1] = softmax_row(scores + r * SPAN, first, count, window ? position - window + 1 : 0, position,
-                                            out + r * (dh + 2));
+template <int KIND> static void attend_span(const Tile &tile, int64_t span, Room *room) {
+    const int64_t dh = tile.a->n[3], rows = tile.rows(), window = tile.a->n[8], oldest = tile.position(0) - window + 1;
+    const int64_t end = min64((span + 1) * SPAN, tile.position(rows - 1) + 1);
+    int64_t first = span * SPAN;
+    if (window && oldest > first) first += (oldest - first) / BLOCK * BLOCK;
+    for (int64_t r = 0; r < tile.heads * rows; r++) {
+        start_row(dh, room->part + r * (dh + 2));
+        vf_store(room->sums[r], vf_set1(0.0f));
     }
-    values<KIND>(tile, first, count, scores, y);
-    for (int64_t r = 0; r < rows; r++)
-        __builtin_memcpy(out + r * (dh + 2) + 2, y + r * dh, (size_t)dh * sizeof *y);
+    Block blocks[2];
+    if (first < end) find_block(tile, first, &blocks[0]);
+    for (int i = 0; first < end; first += BLOCK, i ^= 1) {
+        const Block &b = blocks[i];
+        find_block(tile, first + BLOCK < end ? first + BLOCK : first, &blocks[i ^ 1]);
+        score<KIND>(tile, b, room);
+        for (int64_t r = 0; r < tile.heads * rows; r++) {
+            const int64_t position = tile.position(r % rows) - first, low = window ? position - window + 1 : 0;
+            softmax_row(room->scores + r * BLOCK, b.count, clamp(low, b.count), clamp(position + 1, b.count),
+                        KIND == KIND_I8 ? room->value_scales + r / rows * BLOCK : nullptr, dh, room->part + r * (dh + 2),
+                        room->sums[r]);
+        }
+        values<KIND>(tile, b, blocks[i ^ 1], room);
+    }
+    for (int64_t r = 0; r < tile.heads * rows; r++) room->part[r * (dh + 2) + 1] = vf_hsum(vf_load(room->sums[r]));
 }
 
-template <int KIND> static void attend_tile(const Tile &tile, int64_t span, char *scratch) {
+// One span, whose partial results go to `merge`, or all that there are (`span` < 0), merged here.
+template <int KIND> static void attend_tile(const Tile &tile, int64_t span, Room *room) {
     const Args *a = tile.a;
-    const int64_t dh = a->n[3], rows = tile.rows();
-    float *q = (float *)scratch, *scores = q + TILE_ROWS * dh, *y = scores + TILE_ROWS * SPAN;
-    float *part = y + TILE_ROWS * dh, *total = part + TILE_ROWS * (dh + 2);
-    uint8_t *gathered = (uint8_t *)(total + TILE_ROWS * (dh + 2));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = 0; d < dh; d++) q[r * dh + d] = tile.query(r)[d] * a->f[0];
-    if (a->n[9]) {  // merged by `merge`
-        attend_span<KIND>(tile, span, q, scores, y, part, gathered);
-        for (int64_t r = 0; r < rows; r++)
-            __builtin_memcpy((float *)a->p[10] + (tile.at(r) * a->n[9] + span) * (dh + 2), part + r * (dh + 2),
-                             (size_t)(dh + 2) * sizeof *part);
+    const int64_t dh = a->n[3], rows = tile.rows(), all = tile.heads * rows, width = dh + 2;
+    for (int64_t r = 0; r < all; r++)
+        for (int64_t d = 0; d < dh; d++) room->q[r * dh + d] = tile.query(r / rows, r % rows)[d] * a->f[0];
+    if (span >= 0) {
+        attend_span<KIND>(tile, span, room);
+        for (int64_t r = 0; r < all; r++)
+            __builtin_memcpy((float *)a->p[10] + (tile.at(r / rows, r % rows) * a->n[9] + span) * width,
+                             room->part + r * width, (size_t)width * sizeof(float));
         return;
     }
-    for (int64_t r = 0; r < rows; r++) start_row(dh, total + r * (dh + 2));
+    for (int64_t r = 0; r < all; r++) start_row(dh, room->total + r * width);
     for (int64_t s = 0; s * SPAN <= tile.position(rows - 1); s++) {
-        attend_span<KIND>(tile, s, q, scores, y, part, gathered);
-        for (int64_t r = 0; r < rows; r++) merge_row(part + r * (dh + 2), dh, total + r * (dh + 2));
+        attend_span<KIND>(tile, s, room);
+        for (int64_t r = 0; r < all; r++) merge_row(room->part + r * width, dh, room->total + r * width);
     }
-    for (int64_t r = 0; r < rows; r++) finish_row(total + r * (dh + 2), dh, (float *)a->p[9] + tile.at(r) * dh);
+    for (int64_t r = 0; r < all; r++)
+        finish_row(room->total + r * width, dh, (float *)a->p[9] + tile.at(r / rows, r % rows) * dh);
 }
 
 static void attend(const Args *a, int64_t chunk, char *scratch) {
     const int64_t spans = a->n[9] ? a->n[9] : 1, per = tile_tokens(a);
-    const int32_t *starts = (const int32_t *)a->p[6];
-    int64_t span = chunk % spans, head = chunk / spans % a->n[2], index = chunk / spans / a->n[2], row = 0;
-    while (index >= row_tiles(a, row)) index -= row_tiles(a, row++);
-    const int64_t token = starts[row] + index * per;
-    const Tile tile = {a, row, token, min64(per, starts[row + 1] - token), head, a->n[1] / a->n[2]};
-    if (a->n[5] == KIND_F32) attend_tile<KIND_F32>(tile, span, scratch);
-    else if (a->n[5] == KIND_BF16) attend_tile<KIND_BF16>(tile, span, scratch);
-    else if (a->n[5] == KIND_F16) attend_tile<KIND_F16>(tile, span, scratch);
-    else attend_tile<KIND_I8>(tile, span, scratch);
+    int64_t row = 0;
+    while (chunk >= row_chunks_of(a, row)) chunk -= row_chunks_of(a, row++);
+    const int64_t heads = chunk_heads(a, row), groups = ceil_div(a->n[2], heads), head = chunk / spans % groups * heads;
+    const int64_t index = chunk / spans / groups, token = ((const int32_t *)a->p[6])[row] + index * per;
+    const Tile tile = {a, row, token, min64(per, row_tokens(a, row) - index * per), head,
+                       min64(heads, a->n[2] - head), a->n[1] / a->n[2]};
+    const int64_t span = a->n[9] ? chunk % spans : -1;
+    Room *room = (Room *)scratch;
+    if (a->n[5] == KIND_F32) attend_tile<KIND_F32>(tile, span, room);
+    else if (a->n[5] == KIND_BF16) attend_tile<KIND_BF16>(tile, span, room);
+    else if (a->n[5] == KIND_F16) attend_tile<KIND_F16>(tile, span, room);
+    else attend_tile<KIND_I8>(tile, span, room);
 }
 
-// The partial results of `attend` with spans: one chunk a token.
-static int64_t merge_chunks(const Args *a, int) { return a->n[9] ? a->n[0] : 0; }
-static void merge(const Args *a, int64_t token, char *scratch) {
-    const int64_t dh = a->n[3], spans = a->n[9];
+// The partial results of `attend` with spans: one chunk a token and KV head.
+static int64_t merge_chunks(const Args *a, int) { return a->n[9] ? a->n[0] * a->n[2] : 0; }
+static void merge(const Args *a, int64_t chunk, char *scratch) {
+    const int64_t dh = a->n[3], spans = a->n[9], heads = a->n[1] / a->n[2];
     float *total = (float *)scratch;
-    for (int64_t at = token * a->n[1]; at < (token + 1) * a->n[1]; at++) {
+    for (int64_t at = chunk * heads; at < (chunk + 1) * heads; at++) {
         start_row(dh, total);
         for (int64_t s = 0; s < spans; s++) merge_row((const float *)a->p[10] + (at * spans + s) * (dh + 2), dh, total);
         finish_row(total, dh, (float *)a->p[9] + at * dh);

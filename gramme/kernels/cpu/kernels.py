@@ -132,13 +132,13 @@ class CpuKernels:
         _, kv_heads, size, _ = kv.k.shape
         self._call(Op.WRITE_KV, [k, v, kv.k, kv.v, kv.k_scale, kv.v_scale, step.slots],
                    [tokens, kv_heads, head_dim, size, kind, _heads("k", k), _heads("v", v)])
-        spans = self._spans(tokens, heads // kv_heads, kv_heads, len(step.lengths), step.max_length)
+        spans, together = self._shares(tokens, heads // kv_heads, kv_heads, len(step.lengths), step.max_length)
         y = self.arena.empty(q.shape, np.float32)
         partial = self.arena.empty((tokens * heads * spans * (head_dim + 2),), np.float32)
         pointers = [q, kv.k, kv.v, kv.k_scale, kv.v_scale, step.positions, step.starts, step.lengths, step.pages, y,
                     partial]
         sizes = [tokens, heads, kv_heads, head_dim, size, kind, len(step.lengths), step.pages.shape[1], window or 0,
-                 spans, _heads("q", q)]
+                 spans, _heads("q", q), together]
         self._call(Op.ATTEND, pointers, sizes, [head_dim**-0.5])
         if spans:
             self._call(Op.MERGE, pointers, sizes)
@@ -157,11 +157,15 @@ class CpuKernels:
         """Read an array with all threads: what a bandwidth is measured with."""
         self._call(Op.READ, [data, self.arena.empty((-(-data.nbytes >> 18) + 1,), np.int32)], [data.nbytes])
 
-    def _spans(self, tokens: int, shared: int, kv_heads: int, rows: int, length: int) -> int:
-        """Into how many pieces contexts are cut: only where there is too little else to share among the threads."""
-        tiles = max(rows, -(-tokens // max(1, TILE_ROWS // shared))) * kv_heads
+    def _shares(self, tokens: int, shared: int, kv_heads: int, rows: int, length: int) -> tuple[int, int]:
+        """Into how many spans contexts are cut (0: not at all) and how many KV heads are read together.
+
+        Memory is read best with all heads together, but there must be enough for all threads to share.
+        """
+        tiles, enough = max(rows, -(-tokens // max(1, TILE_ROWS // shared))), 8 * self.pool.threads
         spans = -(-length // SPAN)
-        return spans if spans > 1 and tiles < 8 * self.pool.threads else 0
+        spans = spans if spans > 1 and tiles * kv_heads < enough else 0
+        return spans, max(1, min(kv_heads, tiles * max(1, spans) * kv_heads // enough))
 
     def _act(self, shape: tuple[int, ...], group: int) -> Act:
         if not group:
@@ -181,7 +185,10 @@ class CpuKernels:
             program.guards[key] = check
 
     def _call(self, op: Op, arrays: list[Array | None], sizes: Any, floats: Any = ()) -> None:
-        self.pool.call(op, [None if a is None else a.ctypes.data for a in arrays], sizes, floats, keep=arrays)
+        """Run it. A recorded call keeps its arrays alive, results excepted: their blocks serve later calls again."""
+        recorded = self.pool.program is not None
+        keep = [a for a in arrays if a is not None and not self.arena.holds(a)] if recorded else arrays
+        self.pool.call(op, [None if a is None else a.ctypes.data for a in arrays], sizes, floats, keep=keep)
 
 
 class CpuDevice(reference.NumpyDevice):

@@ -10,6 +10,7 @@
 #define FEW_RB 1
 #define FLOAT_TT 3
 #define ATTEND_ROWS 4
+#define ATTEND_BLOCKS 1
 
 typedef __m256 vf;
 typedef __m256i vi;

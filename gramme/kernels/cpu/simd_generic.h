@@ -18,6 +18,7 @@
 #define FEW_RB 1
 #define FLOAT_TT 2
 #define ATTEND_ROWS 4
+#define ATTEND_BLOCKS 1
 #define BYTE_BASE 0
 
 struct vf { float v[VL]; };
