@@ -317,6 +317,20 @@ def test_greedy_takes_the_first_of_the_largest(cpu, rng):
     assert cpu.sample(logits, s).tokens.tolist() == reference.sample(logits, s).tokens.tolist()
 
 
+@pytest.mark.parametrize("vocabulary, spread", [(5, 1), (1003, 2), (1003, 0.01), (32000, 1), (32000, 4), (700, 0)])
+def test_drawn_tokens_are_the_reference_s(cpu, rng, vocabulary, spread):
+    """Sums are added in another order, which moves a choice with a probability of 1e-13; here none."""
+    n = 64
+    some = lambda *values: rng.choice(np.array(values, np.float32), n)
+    logits = floats(rng, n, vocabulary) * np.float32(spread)
+    logits[::7] = np.round(logits[::7])  # many equals
+    logits[5, vocabulary // 2] = np.nan
+    s = Sampling(temperature=some(0, 0.1, 0.7, 1, 1, 3), top_p=some(1, 1, 0.95, 0.5, 0.01), min_p=some(0, 0, 0.05, 1),
+                 top_k=some(0, 0, 1, 40, 5000).astype(np.int32), u=rng.random(n))
+    s.u[:3] = 0, 1 - 2.0**-53, 0.5
+    assert cpu.sample(logits, s).tokens.tolist() == reference.sample(logits, s).tokens.tolist()
+
+
 def test_a_recorded_step_does_the_same_again_on_new_inputs(cpu, rng):
     w, x, gain = pack(integers(rng, 64, 64, 4, 32, False)), floats(rng, 3, 64), floats(rng, 64)
     out = np.zeros((3, 64), np.float32)

@@ -146,11 +146,17 @@ class CpuKernels:
 
     def sample(self, logits: Array, s: Sampling) -> Sampled:
         plain = s.edits is None and s.mask is None and not s.logprobs
-        if not plain or self.pool.program is not None or (s.temperature > 0).any():
+        if not plain or self.pool.program is not None or not logits.size:
             return reference.sample(logits, s)
         _floats("logits", logits, logits.shape)
+        rows = (len(logits),)
+        for name, a in (("temperature", s.temperature), ("top_p", s.top_p), ("min_p", s.min_p)):
+            _floats(name, a, rows)
+        if s.top_k.dtype != np.int32 or s.u.dtype != np.float64 or s.top_k.shape != rows or s.u.shape != rows or \
+                not (s.top_k.flags.c_contiguous and s.u.flags.c_contiguous):
+            raise ValueError(f"top_k must be {rows} contiguous int32, u float64")
         tokens = np.empty(len(logits), np.int32)
-        self._call(Op.GREEDY, [logits, tokens], logits.shape)
+        self._call(Op.SAMPLE, [logits, tokens, s.temperature, s.top_p, s.min_p, s.top_k, s.u], logits.shape)
         return Sampled(tokens)
 
     def read(self, data: Array) -> None:

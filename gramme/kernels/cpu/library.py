@@ -32,7 +32,7 @@ class Op(IntEnum):
     WRITE_KV = 7
     ATTEND = 8
     MERGE = 9
-    GREEDY = 10
+    SAMPLE = 10
     READ = 11
 
 

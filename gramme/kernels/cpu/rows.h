@@ -158,6 +158,15 @@ static float element(const void *p, int64_t kind, int64_t i) {
     return kind == KIND_BF16 ? wide.value : f16_to(bits);
 }
 
+// A group's codes of one row (n, a multiple of 32) as float32: scale * (code - zero). `codes` is at the row's first four.
+static void take_group(const uint8_t *codes, bool nibbles, int64_t n, float scale, float zero, float *y) {
+    for (int64_t i = 0; i < n; i += 4, y += 4) {
+        const uint8_t *four = codes + (nibbles ? i / 8 : i / 4) * 64;
+        const int shift = nibbles && i % 8 ? 4 : 0, mask = nibbles ? 15 : 255;
+        for (int j = 0; j < 4; j++) y[j] = scale * ((float)(four[j] >> shift & mask) - zero);
+    }
+}
+
 // One row of a laid-out matrix, see matmul.h, or of a plain float32 array where kind is negative.
 // p: data, scales, zeros or null, ids (T), y (T, K); n: T, K, kind, group; f: unit
 static void take(const Args *a, int64_t chunk, char *) {
@@ -173,39 +182,16 @@ static void take(const Args *a, int64_t chunk, char *) {
             for (int64_t i = 0; i < k; i++) y[i] = element(a->p[0], kind, (block * k + i) * 16 + row);
             continue;
         }
-        const uint8_t *codes = (const uint8_t *)a->p[0] + block * k * (kind == KIND_BYTES ? 16 : 8);
-        const uint16_t *scales = (const uint16_t *)a->p[1] + block * (k / group) * 16 + row;
-        const uint16_t *zeros = a->p[2] ? (const uint16_t *)a->p[2] + block * (k / group) * 16 + row : nullptr;
-        for (int64_t i = 0; i < k; i++) {
-            uint8_t byte = kind == KIND_BYTES ? codes[i / 4 * 64 + row * 4 + i % 4] : codes[i / 8 * 64 + row * 4 + i % 4];
-            int code = kind == KIND_BYTES ? byte : i % 8 < 4 ? byte & 15 : byte >> 4;
-            float zero = zeros ? f16_to(zeros[i / group * 16]) : kind == KIND_BYTES ? 128.0f : 8.0f;
-            y[i] = f16_to(scales[i / group * 16]) * a->f[0] * ((float)code - zero);
+        const bool nibbles = kind == KIND_NIBBLES;
+        const int64_t width = nibbles ? 8 : 16;  // bytes of a column of a block
+        const uint8_t *codes = (const uint8_t *)a->p[0] + block * k * width + row * 4;
+        for (int64_t g = 0; g < k / group; g++) {
+            const int64_t at = (block * (k / group) + g) * 16 + row;
+            const float zero = a->p[2] ? f16_to(((const uint16_t *)a->p[2])[at]) : nibbles ? 8.0f : 128.0f;
+            take_group(codes + g * group * width, nibbles, group, f16_to(((const uint16_t *)a->p[1])[at]) * a->f[0], zero,
+                       y + g * group);
         }
     }
-}
-
-// p: x (N, V), tokens (N) int32: the first of the largest, -1 where a value is not finite; n: N, V
-static int64_t greedy_chunks(const Args *a, int) { return a->n[0]; }
-static void greedy(const Args *a, int64_t row, char *) {
-    int64_t v = a->n[1], i = 0;
-    const float *x = floats(a, 0) + row * v;
-    vf largest = vf_set1(-3.402823466e38f);
-    vi bits = vi_zero();
-    for (; i + VL <= v; i += VL) {
-        vf y = vf_load(x + i);
-        largest = vf_max(largest, y);
-        bits = vi_max(bits, vi_abs_bits(y));
-    }
-    float best = vf_hmax(largest);
-    bool finite = vi_hmax(bits) < 0x7f800000;
-    for (; i < v; i++) {
-        best = x[i] > best ? x[i] : best;
-        finite = finite && __builtin_isfinite(x[i]);
-    }
-    int64_t at = 0;
-    while (finite && x[at] != best) at++;
-    ((int32_t *)a->p[1])[row] = finite ? (int32_t)at : -1;
 }
 
 // Reads memory as a matrix product does and does nothing with it: the ceiling. p: data, sum (chunks); n: bytes
