@@ -7,7 +7,8 @@ Field names are vLLM's, so that scripts and people move over.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from json import dumps
-from typing import Any, Literal
+from operator import add
+from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
 Pooling = Literal["mean", "last"]
@@ -252,8 +253,7 @@ class Logprob:
 Logprobs = dict[int, Logprob]  # token id -> Logprob: the token that came and the most probable ones
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """Seconds of machine and the tokens that they ran, by why. Cached tokens were not run: no seconds."""
 
     prefill_s: float = 0.0
@@ -271,12 +271,12 @@ class Spent:
     def seconds(self) -> float:
         return self.prefill_s + self.decode_s + self.recomputed_s + self.rejected_s
 
-    def __add__(self, other: "Spent") -> "Spent":
-        return Spent(
-            self.prefill_s + other.prefill_s, self.decode_s + other.decode_s, self.recomputed_s + other.recomputed_s,
-            self.rejected_s + other.rejected_s, self.joules + other.joules, self.prefill_tokens + other.prefill_tokens,
-            self.decode_tokens + other.decode_tokens, self.recomputed_tokens + other.recomputed_tokens,
-            self.rejected_tokens + other.rejected_tokens, self.cached_tokens + other.cached_tokens)
+    def __add__(self, other: "Spent") -> "Spent":  # type: ignore[override]
+        """Field by field, not as tuples are joined. One is made for each row of each step, and tuples are quick."""
+        return Spent(*map(add, self, other))
+
+
+NOTHING = Spent()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +307,7 @@ class RequestMetrics:
     newest_ns: int = 0  # when the newest token came to whoever owns the text; the stamps' clock
     cached_tokens: int = 0  # prompt tokens that were not computed
     mask_ns: int = 0  # what the grammar's mask for the first token took, within prefill
-    spent: Spent = Spent()  # by all samples, so far
+    spent: Spent = NOTHING  # by all samples, so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,7 +367,7 @@ class EngineStats:
     captured: int = 0  # shapes of steps that were recorded
     replayed: int = 0  # steps that ran from a record
     halved: int = 0  # steps for which memory did not suffice
-    spent: Spent = Spent()  # by all requests; together with the next two: the time since the engine was ready
+    spent: Spent = NOTHING  # by all requests; together with the next two: the time since the engine was ready
     other_s: float = 0.0  # there was work, and no row ran
     idle_s: float = 0.0
     watts: float | None = None

@@ -26,6 +26,7 @@ from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan
 from gramme.request import (
+    NOTHING,
     EngineStats,
     FinishReason,
     Logprobs,
@@ -39,7 +40,6 @@ from gramme.request import (
 from gramme.runtime.runner import Launched, RowResult, Runner
 from gramme.runtime.sampler import Chooser
 
-NOTHING = Spent()
 IDLE_WAIT_S = 0.02  # for a grammar, when there is nothing else to do
 
 

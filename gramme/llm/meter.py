@@ -38,8 +38,7 @@ class Meter:
         parts = share(self._tariff, seconds, pieces, self.power.watts or 0.0)
         if not parts:
             self.other_s += seconds
-        for part in parts:
-            self.total += part
+        self.total = Spent(*map(sum, zip(self.total, *parts)))
         return parts
 
     def end(self, now_s: float, busy: bool) -> None:

@@ -21,7 +21,7 @@ def status(model: str, config: EngineConfig, ready: Ready, s: EngineStats) -> di
     spent = as_json(s.spent, Power(watts=s.watts, source=s.power_source), ready.plan.price)
     return {"model": model, "version": __version__, "report": [asdict(line) for line in report(facts)],
             "receipts": spent | {"other_s": s.other_s, "idle_s": s.idle_s}, "ceiling": ceiling(ready, s),
-            "stats": asdict(s), "plan": asdict(ready.plan)}
+            "stats": {name: value for name, value in asdict(s).items() if name != "spent"}, "plan": asdict(ready.plan)}
 
 
 def ceiling(ready: Ready, s: EngineStats) -> dict[str, Any] | None:
