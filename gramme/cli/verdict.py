@@ -40,8 +40,9 @@ def learn(engine: Engine, output: RequestOutput) -> None:
 
 
 def lines(engine: Engine, found: Sequence[Check], taken_bytes: int) -> Iterator[str]:
-    """`taken_bytes`: what this process takes beyond one without a model."""
-    yield f"memory   predicted {gb(engine.plan.ledger.total)} at most, took {gb(taken_bytes)}"
+    """`taken_bytes`: what this process takes beyond one that has loaded nothing."""
+    predicted = gb(engine.plan.ledger.total)
+    yield f"memory   predicted {predicted} at most, took {gb(taken_bytes)} with tokenizer and libraries"
     for c in found:
         yield f"{NAMES[c.phase]:8} predicted {ms(c.predicted.seconds)}, took {ms(c.measured_s)} ({c.error:+.0%})"
 

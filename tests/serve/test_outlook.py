@@ -1,5 +1,6 @@
 """What the server predicts comes true: the real scheduler before an engine of known speed, on a clock of the test."""
 import asyncio
+import json
 import random
 import re
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import pytest
+from canary import ASK, Served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub import Stub
@@ -165,6 +167,34 @@ def test_who_refuses_all_because_of_what_was_once_true_tries_again(monkeypatch):
     assert not lone(machine.now_s + 40), "nobody else is there, and nothing is known lately"
     assert lone(machine.now_s + 1) and not lone(machine.now_s + 40)
     assert not lone(machine.now_s + 1), "two that were quick tell that it was an accident"
+
+
+@pytest.mark.parametrize("slower", [0.5, 4.0])
+def test_what_the_steps_took_stands_beside_the_plans_prediction(monkeypatch, slower):
+    machine, hardware = Machine(monkeypatch, slower), Hardware(cores=1, free_bytes=1 << 32)
+    assert machine.outlook.checks(MODEL, hardware, False) == [], "nothing ran"
+    machine.run(crowd(3 / slower))
+    prefill, decode = machine.outlook.checks(MODEL, hardware, False)
+    t = TARIFF
+    assert [(c.phase, c.work.tokens) for c in (prefill, decode)] == [("prefill", 256), ("decode", 1)]
+    assert prefill.measured_s == pytest.approx(slower * (t.step_s + t.head_s + 256 * t.token_s + t.output_s), rel=0.05)
+    assert decode.measured_s == pytest.approx(slower * (t.step_s + t.head_s + t.token_s + t.output_s), rel=0.05)
+
+
+def test_a_server_says_at_its_end_how_far_the_plan_was_off_and_the_next_plan_knows(tmp_path):
+    for more, learnt in ((["--no-calibration"], False), ([], True)):
+        with (tmp_path / "said").open("wb") as said, Served(
+                "dummy:tiny", "--max-model-len", "512", "--verbose", *more, env={"XDG_CACHE_HOME": str(tmp_path)},
+                stderr=said) as served:
+            for i in range(7):
+                assert served.post("/v1/completions", ASK | {"prompt": [i + 3] * 100, "max_tokens": 4})[0] == 200
+        said = (tmp_path / "said").read_text().splitlines()
+        lines = [json.loads(line) for line in said if "predicted_ms" in line]
+        assert [line["phase"] for line in lines] == ["prefill", "decode"]
+        for line in lines:
+            error = line["measured_ms"] / line["predicted_ms"] - 1
+            assert line["error"] == pytest.approx(error, rel=0.05, abs=0.05)
+        assert (tmp_path / "gramme" / "calibration.json").exists() == learnt
 
 
 def test_a_prompt_too_long_for_the_limit_is_refused_at_once_by_the_plans_prediction(monkeypatch):
