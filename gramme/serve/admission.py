@@ -14,7 +14,8 @@ class Place:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *error: object) -> None:
-        self._admission.loads.discard(self._load)
+        self._admission.loads.remove(self._load)
+        self._admission.outstanding -= self._load.sequences
 
 
 class Admission:
@@ -24,15 +25,13 @@ class Admission:
     def __init__(self, max_queue: int, slo_ttft_s: float | None = None):
         self.max_queue, self.slo_ttft_s = max_queue, slo_ttft_s
         self.loads: set[Load] = set()  # admitted and not yet ended
-
-    @property
-    def outstanding(self) -> int:
-        return sum(load.sequences for load in self.loads)
+        self.outstanding = 0  # their sequences
 
     def admit(self, load: Load, max_rows: int, expected: Expected) -> Place:
         """Take room, or raise 429."""
         self.check(load.sequences, max_rows, expected)
         self.loads.add(load)
+        self.outstanding += load.sequences
         return Place(self, load)
 
     def check(self, sequences: int, max_rows: int, expected: Expected) -> None:

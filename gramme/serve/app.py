@@ -83,10 +83,11 @@ class Server:
     def __init__(self, llm: AsyncLLM, tokenizer: Tokenizer, chat_form: Chat, model: str, options: ServeOptions):
         self.llm, self.tokenizer, self.chat_form, self.model, self.options = llm, tokenizer, chat_form, model, options
         self.draining = False
-        self.admission, self.outlook = Admission(options.max_queue, slo_ttft_s(options)), Outlook()
-        llm.watch = self.outlook.watch
+        self.admission = Admission(options.max_queue, slo_ttft_s(options))
         self.intake = Intake(llm, tokenizer, chat_form, options)
         self.metrics = Metrics(options.metrics_prefix, model, lambda: llm.stats)
+        self.outlook = Outlook(self.metrics)
+        llm.watch = self.outlook.watch
         self.created = int(time.time())
 
     def app(self) -> Starlette:
@@ -265,8 +266,7 @@ class Server:
         return self.admission.admit(load, self.llm.ready.plan.max_rows, expected)
 
     def _expected(self, prompt_tokens: int, arrived_ns: int) -> Expected:
-        return self.outlook.expected(prompt_tokens, arrived_ns, self.admission.loads, self.llm.ready.plan,
-                                     self.metrics.sequence_s, self.metrics.flush_s)
+        return self.outlook.expected(prompt_tokens, arrived_ns, self.admission.loads, self.llm.ready.plan)
 
     async def _vectors(self, http: HttpRequest, prompts: list[Any], param: str) -> tuple[list[list[float]], int]:
         """Mean embeddings, and the tokens that they took."""

@@ -26,6 +26,9 @@ class Job:
         self.params = requests[0].params
         self.created = int(time.time())
         self.fingerprint = llm.fingerprint
+        self.arrived_ns, self.sequences = requests[0].stamps.arrived_ns, len(requests) * self.params.n
+        self.prompt_tokens = len(requests[0].prompt_token_ids)  # of the prompt whose answer comes first
+        self.waiting_tokens = sum(len(r.prompt_token_ids) for r in requests)  # of the prompts that have no token yet
         self.predicted_ttft_s: float | None = None
         self._llm, self._metrics, self._reading = llm, metrics, reading
 
@@ -49,24 +52,6 @@ class Job:
         async with aclosing(self.run()) as updates:
             async for which, _, _ in updates:
                 self.assemblies[which].handed_over()
-
-    @property
-    def sequences(self) -> int:
-        return len(self.assemblies) * self.params.n
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of the prompt whose answer comes first."""
-        return len(self.assemblies[0].request.prompt_token_ids)
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Of the prompts that have no token yet."""
-        return sum(len(a.request.prompt_token_ids) for a in self.assemblies if not a.metrics.stamps.sampled_ns)
-
-    @property
-    def arrived_ns(self) -> int:
-        return self.assemblies[0].request.stamps.arrived_ns
 
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(a.request.prompt_token_ids) for a in self.assemblies)
@@ -103,6 +88,8 @@ class Job:
                 if assembly.reasons[u.index] is not None:
                     continue  # tokens that were on their way when a stop string was found
                 before, text = assembly.metrics, assembly.feed(u)
+                if assembly.metrics.stamps.sampled_ns and not before.stamps.sampled_ns:
+                    self.waiting_tokens -= len(assembly.request.prompt_token_ids)
                 if u.token_ids:
                     self._metrics.progressed(before, assembly.metrics)
                 if u.error_param is not None:

@@ -17,21 +17,18 @@ STALE_S = 30.0  # without a step
 class Load(Protocol):
     """What is to be admitted, or was and has not ended."""
 
+    arrived_ns: int
+    sequences: int
+    prompt_tokens: int  # of the prompt whose answer comes first
+    waiting_tokens: int  # of the prompts that have no token yet
     predicted_ttft_s: float | None
 
-    @property
-    def sequences(self) -> int: ...
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Of the prompt whose answer comes first."""
+class Lately(Protocol):
+    """What requests took lately, in seconds."""
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Of its prompts that have no token yet."""
-
-    @property
-    def arrived_ns(self) -> int: ...
+    sequence_s: float  # a sequence, from its first step to its end
+    flush_s: float  # handing over the first of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,8 @@ class Vectors:
 
 
 class Outlook:
-    def __init__(self) -> None:
+    def __init__(self, lately: Lately) -> None:
+        self._lately = lately
         self._plan: Plan | None = None
         self._pace: Pace | None = None
         self._stats = EngineStats()
@@ -86,10 +84,9 @@ class Outlook:
             found.append(check.decode(m, p, hardware, [1], pace.step_s(0, 1), calibrated=calibrated))
         return found
 
-    def expected(self, prompt_tokens: int, arrived_ns: int, others: Collection[Load], plan: Plan, sequence_s: float,
-                 flush_s: float) -> Expected:
-        """`sequence_s`, `flush_s`: what a sequence and a first flush took lately."""
-        s, now_s = self._stats, time.monotonic()
+    def expected(self, prompt_tokens: int, arrived_ns: int, others: Collection[Load], plan: Plan) -> Expected:
+        """Of a request that came at `arrived_ns`, behind the others. Priorities are not looked at."""
+        s, now_s, sequence_s = self._stats, time.monotonic(), self._lately.sequence_s
         pace = self._pace or Pace(plan.tariff, plan.max_batch_tokens)
         sequences = sum(other.sequences for other in others)
         waiting = sum(other.waiting_tokens for other in others)
@@ -98,5 +95,5 @@ class Outlook:
             running_tokens=s.prefilling_tokens - s.prefilled_tokens, rows=s.running - s.prefilling,
             elapsed_s=now_s - self._ran_s if s.running else 0.0,
             rows_wait_s=sequence_s * max(0, sequences + 1 - plan.max_rows) / plan.max_rows)
-        ttft_s = now_s - arrived_ns / 1e9 + pace.first_token_s(prompt_tokens, ahead) + flush_s
+        ttft_s = now_s - arrived_ns / 1e9 + pace.first_token_s(prompt_tokens, ahead) + self._lately.flush_s
         return Expected(ttft_s, sequence_s, now_s - self._ran_s > STALE_S)

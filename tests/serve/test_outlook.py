@@ -55,7 +55,8 @@ class Machine:
     def __init__(self, monkeypatch, slower=1.0, prompts=1.0, slo_s=None, cached=0.0):
         self.now_s, self.slower, self.prompts, self.cached = 100.0, slower, prompts, cached
         monkeypatch.setattr(outlook_module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        self.outlook, self.admission, self.sequence_s = Outlook(), Admission(10_000, slo_s), 1.0
+        self.lately = SimpleNamespace(sequence_s=1.0, flush_s=0.0)
+        self.outlook, self.admission = Outlook(self.lately), Admission(10_000, slo_s)
         self.scheduler = Scheduler(PagePool(4000, 16), PLAN.max_rows, PLAN.max_batch_tokens)
         self.stats, self.asked, self.places, self.seqs = EngineStats(), [], {}, {}
 
@@ -63,7 +64,7 @@ class Machine:
         """At `now_s`. The scheduler sees it with the next step."""
         load = Asked(prompt, round(self.now_s * 1e9))
         self.asked.append(load)
-        expected = self.outlook.expected(prompt, load.arrived_ns, self.admission.loads, PLAN, self.sequence_s, 0.0)
+        expected = self.outlook.expected(prompt, load.arrived_ns, self.admission.loads, PLAN)
         load.predicted_ttft_s = expected.ttft_s
         try:
             self.places[load] = self.admission.admit(load, PLAN.max_rows, expected)
@@ -100,7 +101,7 @@ class Machine:
             if event.tokens and load.ttft_s is None:
                 load.ttft_s = self.now_s - load.arrived_ns / 1e9
             if event.finish_reason:
-                self.sequence_s += 0.1 * (self.now_s - event.seq.scheduled_s - self.sequence_s)
+                self.lately.sequence_s += 0.1 * (self.now_s - event.seq.scheduled_s - self.lately.sequence_s)
                 self.places.pop(load).__exit__()
                 del self.seqs[load]
         s, begun = self.scheduler, [q for q in self.scheduler.running if not q.generated]
