@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-gpu test-interchange check sanitize wheel soak clean
+.PHONY: run test test-gpu test-compile test-interchange check sanitize wheel soak clean
 
 run: .venv/ready
 	.venv/bin/gramme run
@@ -15,6 +15,10 @@ test: .venv-base/ready .venv-torch/ready
 # On a machine with a GPU and its own torch and triton: the kernels' tests on the GPU.
 test-gpu:
 	$(PYTHON) -m pytest tests/kernels/cuda
+
+# What the compiler makes of the kernels for cards that need not be here: Ampere, Ada, Hopper, Blackwell.
+test-compile: .venv-torch/ready
+	GRAMME_COMPILE_FOR="86 89 90 120" .venv-torch/bin/python -m pytest tests/kernels/cuda/test_compile.py
 
 # Other projects' readers, in an environment of their own: the same weights, the same ids.
 test-interchange: .venv-interchange/ready

@@ -42,7 +42,7 @@ def calls(layers, tokens: int, context: int, size: int) -> list[tuple]:
     table = 1 + np.arange(-(-context // size), dtype=np.int32)[None]
     step = Step(positions, positions, positions + size, starts, lengths, table, None, tokens, context)
     q, k = floats(tokens, HEADS, HEAD_DIM), floats(tokens, KV_HEADS, HEAD_DIM)
-    return [(q, k, k, kv, step, None) for kv in layers]
+    return [(q, k, k, kv, step, None, "float") for kv in layers]
 
 
 if __name__ == "__main__":

@@ -61,9 +61,10 @@ def rope(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, kv: KV | None, step: Step, window: int | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, kv: KV | None, step: Step, window: int | None,
+           act: str | Permuted) -> Tensor:
     if kv is None and len(q) == step.max_row * len(step.lengths) and window is None:
-        return _attend_equal_rows(q, k, v, step.max_row)
+        return quantise(_attend_equal_rows(q, k, v, step.max_row).flatten(1), act)
     if kv is not None:
         size = kv.k.shape[2]
         page, offset = step.slots.long() // size, step.slots.long() % size
@@ -73,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kv: KV | None, step: Step, window: i
         row = slice(bounds[b], bounds[b + 1])
         keys, values = (k[row], v[row]) if kv is None else _context(kv, step.pages[b], length, q.dtype)
         out.append(_attend_row(q[row], keys, values, step.positions[row], window))
-    return torch.cat(out)
+    return quantise(torch.cat(out).flatten(1), act)
 
 
 def _attend_equal_rows(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:

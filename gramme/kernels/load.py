@@ -21,7 +21,7 @@ class Backend:
     packed: type | None = None  # what `pack` gives, where it is a record of arrays in memory that a file can hold
     integer_acts: tuple[int, ...] = ()  # bits of the integer weights that multiply integer activations
     group: int = 1  # columns: groups of integer weights must be a multiple of so many
-    permutes: bool = False  # whether activations may be asked for in another order of columns
+    permutes: tuple[int, ...] = ()  # bits of the integer weights that may want activations in another order of columns
     asynchronous: bool = False  # whether a step returns before its results are there
     pads: bool = False  # whether captured steps are padded, since capturing takes long
     records: bool = False  # whether a captured step is replayed by one call; if not, it is run again
@@ -52,20 +52,20 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
 
         kernels = CpuKernels(best_level(), threads)
         return Backend(name, kernels.ops(), CpuDevice(kernels), pack=pack, packed=Packed, integer_acts=(4, 8),
-                       group=32, permutes=True, records=True, level=said())
+                       group=32, permutes=(4, 8), records=True, level=said())
     if name == "reference":
-        return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8), permutes=True)
+        return Backend(name, REFERENCE, NumpyDevice(), pack=lambda w: w, integer_acts=(4, 8), permutes=(4, 8))
     if name == "eager":
         try:
             from gramme.kernels.eager import EAGER, TorchDevice
         except ImportError as error:
             raise ConfigError(f"backend 'eager' needs PyTorch, which cannot be imported: {error}") from None
         device = TorchDevice("cpu")
-        return Backend(name, EAGER, device, pack=device.pack, permutes=True)
+        return Backend(name, EAGER, device, pack=device.pack, permutes=(4, 8))
     if name == "cuda":
         module, device = _cuda()
         kernels = module.Kernels(device.name, module.Settings(deterministic, half))
-        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, permutes=True,
+        return Backend(name, kernels.ops(), device, kernels.pack, integer_acts=(8,), group=32, permutes=(4,),
                        asynchronous=True, pads=True, records=True)
     raise ConfigError(f"backend {name!r} is not built here; there are: cpu, reference, eager, cuda")
 

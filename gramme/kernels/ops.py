@@ -52,6 +52,7 @@ class Permuted(NamedTuple):
 
     act: str
     order: Array  # (K,) int32
+    places: Array  # (K,) int32, its inverse: column k of x stands at places[k], for kernels that write in passing
 
 
 class Edits(NamedTuple):
@@ -94,20 +95,21 @@ class Sampled(NamedTuple):
 class Ops:
     """The operations of a decoder. All return new arrays; `attend` alone writes, into kv.
 
-    `Act` is what a norm gives to a matmul: an array, or `Quantised` for kernels that multiply integers. It is never
-    sliced; rows are chosen before the last norm. `packed` is a weight as laid out for this backend, `act` the form in
-    which it wants its input: "float", or "int8/G" with G a divisor of the weight's group, 128 or 32 where it can be;
-    or `Permuted`, one of these in another order of columns.
+    `Act` is what goes into a matmul: an array, or `Quantised` for kernels that multiply integers. What comes before a
+    matmul makes it, so that a kernel can do so in passing. It is never sliced; rows are chosen before the last norm.
+    `packed` is a weight as laid out for this backend, `act` the form in which it wants its input: "float", or "int8/G"
+    with G a divisor of the weight's group, 128 or 32 where it can be; or `Permuted`, one of these in another order of
+    columns.
     """
 
     take: Callable  # packed or array (V, K), ids (T,) -> (T, K)
     add_norm: Callable  # x (T, D), r (T, D) | None, gain (D,), eps, act -> Act of rms_norm(x + r), x + r
     head_norm: Callable  # x (T, H, Dh), gain (Dh,), eps -> same shape
-    quantise: Callable  # x (T, K), act -> Act; the identity for "float"
+    quantise: Callable  # x (T, K), act -> Act; the identity for "float"; for products outside a decoder
     matmul: Callable  # Act, packed (N, K), bias (N,) | None -> (T, N)
     gate_up: Callable  # Act, packed (2F, D), bias (2F,) | None, act -> Act of silu(gate) * up
     rope: Callable  # x (T, H, Dh), table (Lmax, Dh) = cos | sin halves, positions (T,) -> same shape
-    attend: Callable  # q (T, H, Dh), k, v (T, Hk, Dh), kv | None, step, window | None -> (T, H, Dh)
+    attend: Callable  # q (T, H, Dh), k, v (T, Hk, Dh), kv | None, step, window | None, act -> Act of (T, H Dh)
     sample: Callable  # logits (N, V), Sampling -> Sampled
 
 

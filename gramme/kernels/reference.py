@@ -74,7 +74,8 @@ def rope(x: Array, table: Array, positions: Array) -> Array:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def attend(q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None) -> Array:
+def attend(q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None,
+           act: str | Permuted) -> Array | Quantised:
     """Causal attention of each row over its own context; K and V are written to the pages first, then read there."""
     if kv is not None:
         at = step.slots // kv.k.shape[2], slice(None), step.slots % kv.k.shape[2]
@@ -88,7 +89,7 @@ def attend(q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int 
         low, high = int(step.starts[b]), int(step.starts[b + 1])
         keys, values = (k[low:high], v[low:high]) if kv is None else _context(kv, step.pages[b], length)
         out[low:high] = _attend_row(q[low:high], keys, values, step.positions[low:high], window)
-    return out
+    return quantise(out.reshape(len(q), q.shape[1] * q.shape[2]), act)
 
 
 def _codes(x: Array) -> tuple[Array, Array]:

@@ -78,8 +78,7 @@ class Decoder:
         if layer.q_norm is not None:
             q, k = self.ops.head_norm(q, layer.q_norm, self.eps), self.ops.head_norm(k, layer.k_norm, self.eps)
         q, k = self.ops.rope(q, self.rope_table, step.positions), self.ops.rope(k, self.rope_table, step.positions)
-        out = self.ops.attend(q, k, v, kv, step, layer.window).reshape(-1, heads * self.head_dim)
-        return layer.o.matmul(self.ops.quantise(out, layer.o.act))
+        return layer.o.matmul(self.ops.attend(q, k, v, kv, step, layer.window, layer.o.act))
 
 
 def _arrays(name: str, weight: Weight) -> Iterator[tuple[str, Array]]:

@@ -27,7 +27,7 @@ from gramme.plan.hardware import cache_directory
 from gramme.plan.units import gb
 from gramme.quant.weights import Dense, Integers, Weight
 
-VERSION = 1  # of the file and of the layouts of all kernels
+VERSION = 2  # of the file and of the layouts of all kernels
 MAGIC = b"gramme-layout-1\n"
 PAGE = 4096
 LEAST_BYTES = 64 << 20  # of weights: smaller ones are laid out in a blink
@@ -93,11 +93,11 @@ class Layouts:
 
     def _weight(self, entry: dict[str, Any], bias: Any) -> Weight:
         arrays = {key: self._array(*place) for key, place in entry["arrays"].items()}
-        order = arrays.pop("order", None)
+        order, places = arrays.pop("order", None), arrays.pop("places", None)
         packed = self._backend.packed(**entry["packed"] | {"shape": tuple(entry["packed"]["shape"])} | arrays)
         if "act" not in entry:
             return Dense(self._backend.ops, packed, bias)
-        act = entry["act"] if order is None else Permuted(entry["act"], order)
+        act = entry["act"] if order is None else Permuted(entry["act"], order, places)
         return Integers(self._backend.ops, packed, tuple(entry["shape"]), entry["nbytes"], act, bias)
 
     def _array(self, offset: int, shape: list[int], dtype: str) -> np.ndarray:
@@ -124,7 +124,8 @@ class _Writer:
         if isinstance(weight, Integers):
             act = weight.act
             if isinstance(act, Permuted):
-                arrays["order"], act = self._write(np.asarray(act.order)), act.act
+                arrays |= {"order": self._write(act.order), "places": self._write(act.places)}
+                act = act.act
             entry |= {"act": act, "shape": weight.shape, "nbytes": weight.nbytes}
         self._index[name] = entry
 

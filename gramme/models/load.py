@@ -91,8 +91,9 @@ def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, position
     def weight(prefix: str, *parts: str) -> Weight:
         biases = [read(f"{prefix}{part}.bias").astype(np.float32) for part in parts if f"{prefix}{part}.bias" in want]
         bias = backend.device.put(np.concatenate(biases)) if biases else None
-        kernels = replace(backend, permutes=False) if parts == ("embed",) else backend  # rows are read, not multiplied
-        make = lambda: _weight([read(prefix + part) for part in parts], bias, kernels, dtype, parts[0] in OUTLIERS)
+        kernels = replace(backend, permutes=()) if parts == ("embed",) else backend  # rows are read, not multiplied
+        most = 32 if parts[0] in OUTLIERS or parts == ("o",) and m.head_dim % 128 else 128  # attention ends by heads
+        make = lambda: _weight([read(prefix + part) for part in parts], bias, kernels, dtype, most)
         return make() if kept is None else kept.weight(prefix + parts[0], bias, make)
 
     def layer(i: int) -> Layer:
@@ -113,8 +114,8 @@ def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, position
     )
 
 
-def _weight(parts: Sequence[Matrix], bias: np.ndarray | None, backend: Backend, dtype: str, outliers: bool) -> Weight:
-    """One weight of matrices below each other. Where its input has outliers, activations share a scale by 32."""
+def _weight(parts: Sequence[Matrix], bias: np.ndarray | None, backend: Backend, dtype: str, most: int) -> Weight:
+    """One weight of matrices below each other, for activations of which at most so many share a scale."""
     bits = INTEGER_BITS.get(dtype)
     if bits is not None:
         parts = [round_to_nearest(w, bits, INTEGER_GROUP) if isinstance(w, np.ndarray) else w for w in parts]
@@ -126,19 +127,20 @@ def _weight(parts: Sequence[Matrix], bias: np.ndarray | None, backend: Backend, 
         stored = storage_dtype(dtype if bits is None else "float32")
         return Dense(backend.ops, backend.pack(whole.astype(stored, copy=False)), bias)
     whole = stack(parts)
-    act = _act(whole.group, outliers) if whole.bits in backend.integer_acts else "float"
+    act = _act(whole.group, most) if whole.bits in backend.integer_acts else "float"
     if order is not None:
-        act = Permuted(act, backend.device.put(order))
+        act = Permuted(act, *map(backend.device.put, (order, np.argsort(order).astype(np.int32))))
     nbytes = matrix_bytes(*whole.shape, f"int{whole.bits}", whole.group, not symmetric(whole))
     return Integers(backend.ops, backend.pack(whole), whole.shape, nbytes, act, bias)
 
 
 def _in_one_order(parts: Sequence[Matrix], backend: Backend) -> tuple[list[Matrix], np.ndarray | None]:
-    """The parts as stored and the order of their columns, if it is one for all and the backend permutes activations
-    and holds groups of this size; else the parts in their own order, rounded again."""
+    """The parts as stored and the order of their columns, if it is one for all and the backend permutes activations for
+    such weights and holds groups of this size; else the parts in their own order, rounded again."""
     orders = {w.order.tobytes() if isinstance(w, Reordered) else None for w in parts}
-    held = all(isinstance(w, Reordered) and w.stored.group % backend.group == 0 for w in parts)
-    if backend.permutes and held and len(orders) == 1:
+    held = all(isinstance(w, Reordered) and w.stored.group % backend.group == 0 and w.stored.bits in backend.permutes
+               for w in parts)
+    if held and len(orders) == 1:
         return [w.stored for w in parts], parts[0].order
     return [_rounded(w) if isinstance(w, Reordered) else w for w in parts], None
 
@@ -155,10 +157,9 @@ def _rounded(w: Grouped | Reordered) -> Matrix:
     return a if a.shape[1] % INTEGER_GROUP else round_to_nearest(a, 8, INTEGER_GROUP)
 
 
-def _act(group: int, outliers: bool) -> str:
+def _act(group: int, most: int) -> str:
     """The form of activations for weights in groups of so many columns."""
-    sizes = (32,) if outliers else (128, 32)
-    return f"int8/{next((size for size in sizes if group % size == 0), group)}"
+    return f"int8/{next((size for size in (128, 32) if size <= most and group % size == 0), group)}"
 
 
 def random_source(m: ModelConfig, seed: int = 0) -> Source:

@@ -10,8 +10,8 @@ BLOCK_N = 64  # keys of an attention tile
 MAX_SPLITS = 32  # programs that share one context, or the columns of one tile of a product
 LEAST_TILES = 4  # attention tiles of a split: less does not pay for merging
 FIXED_TILES = 8  # the same where results must not depend on the batch
-WAVES = 2  # programs for each multiprocessor that a split grid aims at
-MOST_WAVES = 4  # the most that is tried
+WAVES = 2  # programs for each multiprocessor that a split product aims at
+MOST_WAVES = 4  # the most that is tried; what attention aims at, whose programs have less to read at a time
 SCRATCH_VALUES = MOST_WAVES * 64 * 256  # float32 values for each multiprocessor: the parts that are yet to be merged
 LOCKS = 8  # for each multiprocessor
 SIZES = tuple(1 << i for i in range(9))  # tokens of captured steps, 1 to 256: longer ones are prefill chunks
@@ -45,7 +45,7 @@ def attention_splits(units: int, unit_values: int, context: int, processors: int
     if fixed:
         parts = -(-tiles // FIXED_TILES)
         return parts if parts <= most else 1
-    return max(min(WAVES * processors // units, most, MAX_SPLITS, tiles // LEAST_TILES), 1)
+    return max(min(MOST_WAVES * processors // units, most, MAX_SPLITS, tiles // LEAST_TILES), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,18 @@ class Tile:
     stages: int = 3
 
 
-MANY_TILE = Tile(128, 128, 1, warps=8, stages=2)
+def many_tile(gated: bool) -> Tile:
+    """For the rate of products: sums of gate and up together are as many as those of a plain product."""
+    return Tile(128, 64 if gated else 128, 1, warps=8, stages=2)
 
 
 def few_tile(tokens: int, n: int, k: int, gated: bool, processors: int, width: int = 64, waves: int = WAVES) -> Tile:
     """For the time of reading the weight: as many splits as give each multiprocessor `waves` programs."""
     m = min(max(power_of_2(tokens), 16), 64)
     tiles = -(-tokens // m) * -(-(n // 2 if gated else n) // width)
-    warps = 4 if m * width * (2 if gated else 1) <= 4096 else 8
-    return Tile(m, width, max(1, min(waves * processors // tiles, k // 256, MAX_SPLITS)), warps)
+    wide = width * (2 if gated else 1)
+    return Tile(m, width, max(1, min(waves * processors // tiles, k // 256, MAX_SPLITS)),
+                warps=4 if m * wide <= 4096 else 8, stages=4 if m == 16 and wide <= 128 else 3)
 
 
 def fixed_tile(n: int, k: int, gated: bool, processors: int) -> Tile:
@@ -90,11 +93,24 @@ def activation_bytes(m: ModelConfig, tokens: int, itemsize: int, dense: bool) ->
     return max(4 * width + attention, 7 * width, 5 * width + feed_forward)
 
 
-def graph_bytes(m: ModelConfig, itemsize: int, pages: int) -> int:
+def captured_sizes(rows: int, chunk: int) -> list[tuple[int, bool]]:
+    """(tokens, whether all rows have one token) of every step that is captured where there are at most `rows` rows and
+    `chunk` tokens; the smallest first. A step of one token has one row."""
+    top = next((size for size in SIZES if size >= rows), SIZES[-1]), next((s for s in SIZES if s >= chunk), SIZES[-1])
+    return [(size, single) for size in SIZES for single in (True, False)
+            if size <= top[0 if single else 1] and (single or size > 1)]
+
+
+def captured_inputs(size: int) -> int:
+    """Integers of each input array of such a step, one more than its rows at most, on a boundary that kernels like."""
+    return -(-(size + 1) // 32) * 32
+
+
+def graph_bytes(m: ModelConfig, itemsize: int, pages: int, rows: int, chunk: int) -> int:
     """Of all captured steps: one memory for the arrays inside them, and each size's own inputs and hidden states.
 
     `pages` is the width of a page table.
     """
-    tokens = 2 * sum(SIZES)  # for rows of one token and for rows of any kind
-    inputs = tokens * 4 * (pages + 5)
-    return activation_bytes(m, SIZES[-1], itemsize, True) + tokens * 2 * m.width * itemsize + inputs
+    sizes = [size for size, _ in captured_sizes(rows, chunk)]
+    inputs = sum(4 * (size * pages + 5 * captured_inputs(size)) for size in sizes)
+    return activation_bytes(m, sizes[-1], itemsize, False) + sum(sizes) * 2 * m.width * itemsize + inputs

@@ -30,7 +30,7 @@ def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: st
     gpu = backend == "cuda"
     graphs = graph_bytes(w.total) if backend == "cpu" else 0
     if gpu:
-        graphs = gpu_memory.graph_bytes(m, _itemsize(dtype), -(-length // page_size))
+        graphs = gpu_memory.graph_bytes(m, _itemsize(dtype), -(-length // page_size), rows, chunk)
     return Ledger(
         weights=w.total, kv=pages * page_size * m.kv_token_bytes(kv_dtype), tables=4 * length * m.head_dim,
         activations=activation_bytes(m, backend, dtype, chunk),
@@ -55,7 +55,7 @@ def captured_bytes(m: ModelConfig, tokens: int, outputs: int) -> int:
 def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> int:
     """Arrays that live at once while a layer runs `tokens` tokens."""
     if backend == "cuda":
-        return gpu_memory.activation_bytes(m, tokens, _itemsize(dtype), dense=True)
+        return gpu_memory.activation_bytes(m, tokens, _itemsize(dtype), dense=tokens > gpu_memory.SIZES[-1])
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
     attention = 4 * m.width + 2 * (q + kv) + kv + q  # floats a token: stream, norm, q, k, v before and after rope
     mlp = 3 * m.width + (1 if backend == "cpu" else 6) * m.ff_width

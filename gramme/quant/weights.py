@@ -73,7 +73,7 @@ class Integers:
 
     def rows(self, ids: Array) -> Array:
         stored = self.ops.take(self.packed, ids)
-        return stored[:, self.act.order.argsort()] if isinstance(self.act, Permuted) else stored
+        return stored[:, self.act.places] if isinstance(self.act, Permuted) else stored
 
     def dense(self) -> Array:
         return self.rows(np.arange(self.shape[0], dtype=np.int32))

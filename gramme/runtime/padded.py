@@ -1,25 +1,28 @@
 """Steps padded to a power of two of tokens, so that few graphs serve all: for devices on which capturing takes long.
 
 A graph is one size, for rows of one token each or for rows of any kind; which rows they are, only its input arrays say.
-Tokens that fill a step up write their K and V to page 0 and belong to no row. A graph is captured when the engine is
-idle (`idle`); until then the steps that asked for it run operation by operation.
+Tokens that fill a step up write their K and V to page 0 and belong to no row. Graphs are captured one by one when the
+engine is idle (`idle`), the smallest first; until then steps run operation by operation.
 """
 from collections.abc import Sequence
 
 import numpy as np
 
+from gramme.config import Plan
 from gramme.kernels.ops import KV, Array, Device, Step
 from gramme.models.decoder import Decoder
-from gramme.plan.gpu_memory import SIZES
+from gramme.plan.gpu_memory import captured_inputs, captured_sizes
 from gramme.runtime.graphs import Result
 from gramme.runtime.inputs import HostStep
+
+INPUTS = ("tokens", "positions", "slots", "starts", "lengths")  # side by side in one array: one copy a step
 
 
 class Padded:
     """One captured size. Its hidden states are overwritten by the next run."""
 
-    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step):
-        self.step = step
+    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step, inputs: Array):
+        self.step, self.inputs = step, inputs
         self._hidden: tuple[Array, Array] | None = None
 
         def run() -> None:
@@ -34,51 +37,51 @@ class Padded:
 
 
 class PaddedGraphs:
-    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, page_size: int, max_tokens: int):
+    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, plan: Plan):
         self.captured = self.replayed = 0  # steps
+        self.refused = 0  # sizes for which memory did not suffice
         self._decoder, self._kv, self._device = decoder, kv, device
-        self._pages, self._length = -(-max_tokens // page_size), max_tokens
+        self._pages, self._length = -(-plan.max_model_len // plan.page_size), plan.max_model_len
         self._graphs: dict[tuple[int, bool], Padded] = {}
-        self._asked: list[tuple[int, bool]] = []
+        self._sizes = captured_sizes(plan.max_rows, plan.max_batch_tokens)
+        self._waiting = list(self._sizes)
 
     def find(self, host: HostStep, outputs: np.ndarray) -> Padded | None:
         """The graph that this step fits into, its inputs in place but for tokens fed later; None: there is none yet."""
-        size = next((s for s in SIZES if s >= len(host.tokens)), None)
-        if size is None:
-            return None
-        key = size, host.max_row == 1
-        if key not in self._graphs:
-            if key not in self._asked:
-                self._asked.append(key)
-            return None
-        self.replayed += 1
-        self._fill(self._graphs[key].step, host)
-        return self._graphs[key]
+        single = host.max_row == 1
+        size = next((s for s, kind in self._sizes if kind == single and s >= len(host.tokens)), 0)
+        graph = self._graphs.get((size, single))
+        if graph is not None:
+            self.replayed += 1
+            self._fill(graph, host)
+        return graph
 
     def idle(self) -> bool:
-        """Capture one size that was asked for; whether there was one."""
-        if not self._asked:
+        """Capture one size more; whether there was one."""
+        if not self._waiting:
             return False
-        size, single = key = self._asked.pop(0)
-        self._graphs[key] = Padded(self._decoder, self._kv, self._device, self._step(size, single))
-        self.captured += 1
+        size, single = self._waiting.pop(0)
+        try:
+            step, inputs = self._step(size, single)
+            self._graphs[size, single] = Padded(self._decoder, self._kv, self._device, step, inputs)
+            self.captured += 1
+        except self._device.out_of_memory:
+            self.refused += 1
         return True
 
-    def _step(self, size: int, single: bool) -> Step:
-        new = lambda *shape: self._device.empty(shape, "int32")
-        return Step(new(size), new(size), new(size), new(size + 1), new(size), new(size, self._pages), None,
-                    max_row=1 if single else size, max_length=self._length)
+    def _step(self, size: int, single: bool) -> tuple[Step, Array]:
+        inputs = self._device.empty((len(INPUTS), captured_inputs(size)), "int32")
+        pages = self._device.empty((size, self._pages), "int32")
+        arrays = [a[: size + (name == "starts")] for name, a in zip(INPUTS, inputs, strict=True)]
+        return Step(*arrays, pages, None, max_row=1 if single else size, max_length=self._length), inputs
 
-    def _fill(self, step: Step, host: HostStep) -> None:
+    def _fill(self, graph: Padded, host: HostStep) -> None:
         """What stands in rows and columns of the page table behind this step's own is never looked at."""
-        for name in ("tokens", "positions", "slots"):
-            self._put(getattr(host, name), getattr(step, name), 0)
-        self._put(host.starts, step.starts, len(host.tokens))
-        self._put(host.lengths, step.lengths, 0)
+        inputs = np.zeros(graph.inputs.shape, np.int32)
+        for row, name in zip(inputs, INPUTS, strict=True):
+            values = getattr(host, name)
+            row[: len(values)] = values
+        inputs[INPUTS.index("starts"), len(host.starts) :] = len(host.tokens)
+        self._device.put(inputs, graph.inputs)
         rows, columns = host.pages.shape
-        self._device.put(host.pages, step.pages[:rows, :columns])
-
-    def _put(self, values: np.ndarray, into: Array, filler: int) -> None:
-        padded = np.full(into.shape, filler, np.int32)
-        padded[: len(values)] = values
-        self._device.put(padded, into)
+        self._device.put(host.pages, graph.step.pages[:rows, :columns])

@@ -63,7 +63,7 @@ class Runner:
         self.halved = 0  # steps for which memory did not suffice
         self.graphs: Graphs | PaddedGraphs
         if backend.pads:
-            self.graphs = PaddedGraphs(decoder, self.kv, backend.device, plan.page_size, plan.max_model_len)
+            self.graphs = PaddedGraphs(decoder, self.kv, backend.device, plan)
         else:
             self.graphs = Graphs(model, plan, decoder, self.kv, backend.device)
 

@@ -76,7 +76,8 @@ def test_quantise_keeps_what_is_not_finite(cpu):
 def test_columns_in_another_order(cpu, rng, group, tokens):
     """Whatever makes the activations, they are those of x[:, order]."""
     x, gain = floats(rng, tokens, 384), floats(rng, 384)
-    act = Permuted(f"int8/{group}", rng.permutation(384).astype(np.int32))
+    order = rng.permutation(384).astype(np.int32)
+    act = Permuted(f"int8/{group}", order, np.argsort(order).astype(np.int32))
     assert same(cpu.quantise(x, act), reference.quantise(x[:, act.order], act.act))
     normed = cpu.add_norm(x, None, gain, 1e-5, "float")[0]
     assert same(cpu.add_norm(x, None, gain, 1e-5, act)[0], cpu.quantise(normed, act))
@@ -212,8 +213,8 @@ def run_chunks(attend, kv, qkv, rows, chunks, size, window):
         slots = [pages[i, np.arange(a, b) // size] * size + np.arange(a, b) % size for i, (a, b) in enumerate(chunk)]
         step = replace(step, pages=pages, slots=np.concatenate(slots).astype(np.int32))
         pick = [np.concatenate([x[i][a:b] for i, (a, b) in enumerate(chunk)]) for x in qkv]
-        out = attend(*pick, kv, step, window)
-    return out
+        out = attend(*pick, kv, step, window, "float")
+    return out.reshape(pick[0].shape)
 
 
 # rows, page size, head size, heads, KV heads
@@ -273,15 +274,16 @@ def _stored(x, dtype):
 def test_attention_over_whole_sequences_needs_no_pages(cpu, rng):
     step = a_step(rng, [(5, 5), (1, 1), (40, 40)], 16, 20)
     q, k, v = floats(rng, 46, 4, 32), floats(rng, 46, 2, 32), floats(rng, 46, 2, 32)
-    assert worst_row(cpu.attend(q, k, v, None, step, None), reference.attend(q, k, v, None, step, None)) < 2e-6
+    ours, want = (ops.attend(q, k, v, None, step, None, "float") for ops in (cpu, reference))
+    assert worst_row(ours, want) < 2e-6
 
 
 def test_what_is_not_finite_stays_in_its_row(cpu, rng):
     step = a_step(rng, [(20, 20), (20, 20)], 16, 20)
     q, k, v = floats(rng, 40, 4, 32), floats(rng, 40, 2, 32), floats(rng, 40, 2, 32)
-    clean = cpu.attend(q, k, v, pages_of("float16", 20, 2, 16, 32), step, None)
+    clean = cpu.attend(q, k, v, pages_of("float16", 20, 2, 16, 32), step, None, "float")
     k[5] = np.nan
-    dirty = cpu.attend(q, k, v, pages_of("float16", 20, 2, 16, 32), step, None)
+    dirty = cpu.attend(q, k, v, pages_of("float16", 20, 2, 16, 32), step, None, "float")
     assert np.isnan(dirty[5:20]).all() and same((dirty[20:], dirty[:5]), (clean[20:], clean[:5]))
 
 
@@ -293,7 +295,8 @@ def test_what_is_not_finite_stays_in_its_row(cpu, rng):
 def test_indices_are_checked_before_they_are_used(cpu, rng, change, message):
     step = replace(a_step(rng, [(1, 1)], 16, 4), **change)
     with pytest.raises(ValueError, match=message):
-        cpu.attend(floats(rng, 1, 4, 32), *floats(rng, 2, 1, 2, 32), pages_of("float16", 4, 2, 16, 32), step, None)
+        cpu.attend(floats(rng, 1, 4, 32), *floats(rng, 2, 1, 2, 32), pages_of("float16", 4, 2, 16, 32), step, None,
+                   "float")
 
 
 def test_wrong_shapes_and_types_are_refused(cpu, rng):

@@ -15,14 +15,14 @@ def by_token(op):
 
 
 def attend_by_token(attend):
-    def each(q, k, v, kv, step, window):
+    def each(q, k, v, kv, step, window, act):
         owners = np.repeat(np.arange(len(step.lengths)), np.diff(step.starts))
         out = []
         for t, b in enumerate(owners):
             one = slice(t, t + 1)
             alone = replace(step, positions=step.positions[one], slots=step.slots[one], pages=step.pages[b : b + 1],
                             starts=np.array([0, 1]), lengths=step.positions[one] + 1)
-            out.append(attend(q[one], k[one], v[one], kv, alone, window))
+            out.append(attend(q[one], k[one], v[one], kv, alone, window, act))
         return np.concatenate(out)
 
     return each

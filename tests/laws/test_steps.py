@@ -9,7 +9,7 @@ from gramme.config import EngineConfig, GenerationDefaults
 from gramme.kernels.ops import KV
 from gramme.llm.engine import Engine
 from gramme.models.load import build, random_source
-from gramme.plan.gpu_memory import SIZES
+from gramme.plan.gpu_memory import captured_sizes
 from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan
 from gramme.request import Request, SamplingParams
@@ -26,11 +26,11 @@ def engine(kernels, **options):
 
 def padding(kernels):
     """A backend that pads, whose attention answers tokens of no row, and whose scratch page holds, large numbers."""
-    def attend(q, k, v, kv: KV, step, window):
-        out = np.full_like(q, 1e3)
+    def attend(q, k, v, kv: KV, step, window, act):
+        out = np.full((len(q), q.shape[1] * q.shape[2]), 1e3, q.dtype)
         real = step.starts[-1]
         if real:
-            out[:real] = kernels.ops.attend(q, k, v, kv, step, window)
+            out[:real] = kernels.ops.attend(q, k, v, kv, step, window, act)
         kv.k[0], kv.v[0] = 1e3, 1e3
         return out
 
@@ -58,15 +58,29 @@ def test_padded_as_not(options):
     padded = engine(padding(kernels), **options)
     assert run_idle(padded, todo) == run(engine(kernels), todo)
     graphs = padded.runner.graphs
-    assert graphs.replayed > 8 and graphs.captured <= 2 * len(SIZES)
+    every = captured_sizes(padded.plan.max_rows, padded.plan.max_batch_tokens)
+    assert graphs.replayed > 8 and graphs.captured == len(every)
 
 
-def test_nothing_is_captured_before_it_is_asked_for_and_the_engine_is_idle():
-    e = engine(padding(decoder("exact")[0]))
-    assert not e.idle()
+def test_nothing_is_captured_before_the_engine_is_idle_and_then_every_size_once():
+    e = engine(padding(decoder("exact")[0]), max_num_seqs=5, max_num_batched_tokens=20)
     run(e, requests(prompts(2)))
-    assert e.runner.graphs.captured == e.runner.graphs.replayed == 0
-    assert e.idle() and e.runner.graphs.captured == 1
+    graphs = e.runner.graphs
+    assert graphs.captured == graphs.replayed == 0
+    assert e.idle() and graphs.captured == 1
+    while e.idle():
+        pass
+    assert graphs.captured == len(captured_sizes(5, 20)) == 4 + 5  # 1, 2, 4, 8 rows of one token; 2 to 32 tokens
+
+
+def test_a_size_without_memory_to_capture_it_is_run_uncaptured():
+    kernels, _ = decoder("exact")
+    todo = requests(without_150(prompts(6)), max_tokens=8, logit_bias={150: -100})
+    poor = engine(padding(starved(kernels, 3)))
+    while poor.idle():
+        pass
+    assert poor.runner.graphs.captured == 3 and poor.runner.graphs.refused > 3  # 1 and 2 tokens fit
+    assert run(poor, todo) == run(engine(kernels), todo)
 
 
 class Small(Exception):

@@ -39,7 +39,7 @@ def multiply(kernels, w, x):
 def test_groups_of_any_size_multiply_as_their_values(name, group):
     rng, kernels = np.random.default_rng(group), backend(name)
     w, x = grouped(rng, 48, 384, group), rng.standard_normal((3, 384), dtype=np.float32)
-    weight = _weight([w], None, kernels, "float32", False)
+    weight = _weight([w], None, kernels, "float32", 128)
     want = x @ dense(w).T
     np.testing.assert_allclose(multiply(kernels, weight, x), want, atol=0.02 * np.abs(want).max())
     assert isinstance(weight, Integers) and weight.shape == (48, 384)
@@ -53,7 +53,7 @@ def test_stored_order_does_not_matter(name, orders):
     known = [rng.permutation(128), rng.permutation(128)]
     parts = [grouped(rng, 32, 128, 32, order=None if o is None else known[o]) for o in orders]
     x = rng.standard_normal((3, 128), dtype=np.float32)
-    weight = _weight(parts, None, kernels, "float32", False)
+    weight = _weight(parts, None, kernels, "float32", 128)
     want = x @ np.concatenate([dense(p) for p in parts]).T
     np.testing.assert_allclose(multiply(kernels, weight, x), want, atol=0.02 * np.abs(want).max())
     assert isinstance(weight.act, Permuted) == (len(set(orders)) == 1)
@@ -68,13 +68,13 @@ def test_an_order_of_groups_that_the_kernels_do_not_hold(name, columns):
     rng, kernels = np.random.default_rng(2), backend(name)
     part = grouped(rng, 32, columns, 16, order=rng.permutation(columns))
     x = rng.standard_normal((3, columns), dtype=np.float32)
-    weight, want = _weight([part], None, kernels, "float32", False), x @ dense(part).T
+    weight, want = _weight([part], None, kernels, "float32", 128), x @ dense(part).T
     np.testing.assert_allclose(multiply(kernels, weight, x), want, atol=0.02 * np.abs(want).max())
 
 
 def test_rows_of_no_whole_number_of_groups_become_floats():
     rng, kernels = np.random.default_rng(1), backend(BACKENDS[0])
-    weight = _weight([grouped(rng, 16, 48, 16)], None, kernels, "int4", False)
+    weight = _weight([grouped(rng, 16, 48, 16)], None, kernels, "int4", 128)
     assert isinstance(weight, Dense if kernels.group > 1 else Integers)
 
 

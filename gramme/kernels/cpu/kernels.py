@@ -80,7 +80,7 @@ class CpuKernels:
     def quantise(self, x: Array, act: str | Permuted) -> Act:
         if act == "float":
             return x
-        form, order = act if isinstance(act, Permuted) else (act, None)
+        form, order = (act.act, act.order) if isinstance(act, Permuted) else (act, None)
         _floats("x", x, x.shape)
         if order is not None:  # a weight's own, so that what was once right needs no check at a replay
             _indices("order", order, x.shape[1], x.shape[1])
@@ -121,19 +121,21 @@ class CpuKernels:
         self._call(Op.ROPE, [x, table, positions, y], [len(x), x[0].size, x.shape[2], stride] if len(x) else [0, 1])
         return y
 
-    def attend(self, q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None) -> Array:
+    def attend(self, q: Array, k: Array, v: Array, kv: KV | None, step: Step, window: int | None,
+               act: str | Permuted) -> Act:
         if kv is None:  # whole sequences: embedding and scoring, through pages of their own
             kv, step = _own_pages(k, step)
         tokens, heads, head_dim = q.shape
         kind = _check_kv(q, k, v, kv)
         self._guard(("step", id(step)), lambda: _check_step(tokens, kv, step))
+        y = self.arena.empty(q.shape, np.float32)
+        flat = y.reshape(tokens, heads * head_dim)
         if tokens == 0:
-            return self.arena.empty(q.shape, np.float32)
+            return self.quantise(flat, act)
         _, kv_heads, size, _ = kv.k.shape
         self._call(Op.WRITE_KV, [k, v, kv.k, kv.v, kv.k_scale, kv.v_scale, step.slots],
                    [tokens, kv_heads, head_dim, size, kind, _heads("k", k), _heads("v", v)])
         spans, together = self._shares(tokens, heads // kv_heads, kv_heads, len(step.lengths), step.max_length)
-        y = self.arena.empty(q.shape, np.float32)
         partial = self.arena.empty((tokens * heads * spans * (head_dim + 2),), np.float32)
         pointers = [q, kv.k, kv.v, kv.k_scale, kv.v_scale, step.positions, step.starts, step.lengths, step.pages, y,
                     partial]
@@ -142,7 +144,7 @@ class CpuKernels:
         self._call(Op.ATTEND, pointers, sizes, [head_dim**-0.5])
         if spans:
             self._call(Op.MERGE, pointers, sizes)
-        return y
+        return self.quantise(flat, act)
 
     def sample(self, logits: Array, s: Sampling) -> Sampled:
         plain = s.edits is None and s.mask is None and not s.logprobs

@@ -42,7 +42,7 @@ def rope(x: Tensor | Heads, table: Tensor, positions: Tensor) -> Heads:
     return replace(x if isinstance(x, Heads) else Heads(x), table=table, positions=positions)
 
 
-def form(kv: KV) -> int:
+def form_of(kv: KV) -> int:
     return {torch.float8_e4m3fn: FLOAT8, torch.int8: INT8}.get(kv.k.dtype, FLOAT)
 
 
@@ -133,5 +133,5 @@ def place(q: Heads, k: Heads, v: Tensor, kv: KV, slots: Tensor) -> Tensor:
     launch(place_kernel, (tokens, heads + 2 * kv_heads), q.x, k.x, v, q.gain, k.gain, q.table, q.positions, slots, out,
            stored(kv.k), stored(kv.v), kv.k_scale, kv.v_scale, q.x.stride(0), k.x.stride(0), v.stride(0), q.eps,
            heads, kv_heads, size, head_dim, triton.next_power_of_2(head_dim // 2), q.gain is not None,
-           q.table is not None, form(kv), num_warps=1)
+           q.table is not None, form_of(kv), num_warps=1)
     return out

@@ -59,16 +59,6 @@ def pack(w: Grouped, device: str) -> Packed:
     return Packed(codes.contiguous(), columns(scales.half()), columns(offsets) if offsets.any() else None, n, w.bits)
 
 
-def unpack(w: Packed, rows: Tensor) -> Tensor:
-    """The given rows (R,) as (R, K) float32, in plain torch."""
-    codes = w.codes[:, rows].transpose(0, 1)  # (R, K / P, bytes)
-    if w.bits == 4:
-        codes = torch.cat([codes & 15, codes >> 4], -1).to(torch.int8) - 8
-    spread = lambda a: a[:, rows].T.float().repeat_interleave(w.group, 1)
-    dense = codes.flatten(1).float() * spread(w.scales)
-    return dense if w.offsets is None else dense - spread(w.offsets)
-
-
 def _put(a: object, device: str) -> Tensor:
     return torch.as_tensor(a, device=device)
 

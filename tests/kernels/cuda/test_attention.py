@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gramme.kernels import reference
+from gramme.kernels.cuda import norm
 from gramme.kernels.cuda.attention import attend_pages
 from gramme.kernels.ops import KV
 from gramme.plan.gpu_memory import LOCKS, SCRATCH_VALUES, attention_splits
@@ -23,7 +24,8 @@ def case(device, rows, heads, kv_heads, head_dim, size, dtype="float32", form=No
     q = torch.tensor(r.standard_normal((len(step.tokens), heads, head_dim)), dtype=getattr(torch, dtype), device=device)
     k, v = torch.tensor(r.standard_normal((2, pages, kv_heads, size, head_dim)), device=device)
     if form == "int8":
-        kv = KV(*((a * 30).to(kind) for a in (k, v)), *torch.rand(2, pages, kv_heads, size, device=device).half() / 20)
+        scales = torch.tensor(r.uniform(0.01, 0.05, (2, pages, kv_heads, size)), device=device).half()
+        kv = KV(*((a * 30).to(kind) for a in (k, v)), *scales)
         plain = [(a.float() * s.float()[..., None]).cpu().numpy() for a, s in ((kv.k, kv.k_scale), (kv.v, kv.v_scale))]
     else:
         kv = KV(k.to(kind), v.to(kind))
@@ -31,19 +33,19 @@ def case(device, rows, heads, kv_heads, head_dim, size, dtype="float32", form=No
     return (q, kv, on(device, step)), (q.float().cpu().numpy(), KV(*plain), step)
 
 
-def run(device, q, kv, step, window, fixed=False):
+def run(device, q, kv, step, window, fixed=False, output=()):
     scratch = torch.full((PROCESSORS * SCRATCH_VALUES,), float("nan"), device=device)
     locks = torch.zeros(PROCESSORS * LOCKS, dtype=torch.int32, device=device)
-    out = attend_pages(q, kv, step, window, scratch, locks, PROCESSORS, fixed)
+    out = attend_pages(q, kv, step, window, scratch, locks, PROCESSORS, fixed, *output)
     assert not locks.any(), "a lock was left closed"
-    return out
+    return out.view(q.shape) if torch.is_tensor(out) else out
 
 
 def want(q, kv, step, window):
     """The reference writes k and v first; here they stand in the pages already."""
     size = kv.k.shape[2]
     k, v = (a[step.slots // size, :, step.slots % size] for a in kv[:2])
-    return reference.attend(q, k, v, kv, step, window)
+    return reference.attend(q, k, v, kv, step, window, "float").reshape(q.shape)
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(4, 2, 12), (7, 1, 16), (3, 3, 20), (12, 2, 8)])
@@ -72,7 +74,8 @@ def test_a_single_long_row_is_split_in_both_modes():
 ])
 def test_every_form_of_a_page(device, dtype, form):
     there, here = case(device, [*MIXED, (280, 1)], 4, 2, 16, 16, dtype, form)
-    assert worst_row(run(device, *there, None), want(*here, None)) < TOLERANCE[dtype]
+    got, right = run(device, *there, None).flatten(1), want(*here, None)  # a row is a token with all of its heads
+    assert worst_row(got, right.reshape(got.shape)) < TOLERANCE[dtype]
 
 
 def test_fixed_splits_give_a_token_the_same_bits_alone_and_in_company_chunked_and_whole(device):
@@ -96,3 +99,20 @@ def test_padding_rows_and_rows_without_tokens_change_nothing(device):
     padded = type(step)(**{**vars(step), "starts": starts, "lengths": lengths, "pages": pages, "max_row": n + pad})
     out = run(device, torch.cat([q, q[:pad]]), kv, padded, None)
     assert worst_row(out[:n], want(hq, hkv, host, None)) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("rows", [MIXED, LONG])
+@pytest.mark.parametrize("form, head_dim", [("int8/32", 32), ("int8/32", 96), ("int8/16", 16)])
+def test_it_quantises_what_it_would_have_answered(device, rows, form, head_dim):
+    there, _ = case(device, rows, 6, 2, head_dim, 4)
+    got, whole = run(device, *there, None, output=(form,)), run(device, *there, None)
+    want = norm.quantise(whole.flatten(1), form)
+    assert all(map(torch.equal, got[:3], want[:3]))
+
+
+@pytest.mark.parametrize("rows", [MIXED, LONG])
+def test_it_answers_in_another_order_of_columns(device, rows):
+    there, _ = case(device, rows, 4, 2, 12, 4)
+    places = torch.randperm(48, device=device)
+    got, whole = run(device, *there, None, output=("float", places.int())), run(device, *there, None)
+    assert torch.equal(got.flatten(1)[:, places], whole.flatten(1))

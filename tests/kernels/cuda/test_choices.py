@@ -5,6 +5,7 @@ import pytest
 
 from gramme.kernels.cuda.choices import Choices, path_of
 
+pytestmark = pytest.mark.torch
 WAYS = {"slow": lambda: 3.0, "fast": lambda: 1.0}
 
 

@@ -7,8 +7,8 @@ from gramme.config import matrix_bytes
 from gramme.formats.grouped import Grouped, dense
 from gramme.kernels import reference
 from gramme.kernels.cuda import norm
-from gramme.kernels.cuda.matmul import dense_product, tile_product
-from gramme.kernels.cuda.packing import pack, unpack
+from gramme.kernels.cuda.matmul import dense_product, float_rows, tile_product
+from gramme.kernels.cuda.packing import pack
 from gramme.plan.gpu_memory import LOCKS, SCRATCH_VALUES, Tile
 from tests.kernels.cuda.close import TOLERANCE, worst_row
 
@@ -31,10 +31,10 @@ def activations(tokens, k, dtype, device, seed=1):
     return x, x.double().cpu().numpy()
 
 
-def run(device, x, w, tile, bias=None, gated=False, half=False):
+def run(device, x, w, tile, bias=None, gated=False, half=False, output=()):
     scratch = torch.full((PROCESSORS * SCRATCH_VALUES,), float("nan"), device=device)
     locks = torch.zeros(PROCESSORS * LOCKS, dtype=torch.int32, device=device)
-    out = tile_product(x, w, bias, gated, tile, half, scratch, locks)
+    out = tile_product(x, w, bias, gated, tile, half, scratch, locks, *output)
     assert not locks.any(), "a lock was left closed"
     return out
 
@@ -50,8 +50,9 @@ def silu_times(y):
 def test_a_packed_weight_is_the_weight_and_takes_the_bytes_that_were_predicted(device, bits, n, k, group, symmetric):
     w = integers(n, k, bits, group, symmetric)
     packed = pack(w, device)
-    rows = torch.tensor([n - 1, 0, n // 2], device=device)
-    np.testing.assert_allclose(unpack(packed, rows).cpu().numpy(), dense(w)[rows.cpu().numpy()], rtol=1e-3, atol=1e-6)
+    rows, got = torch.tensor([n - 1, 0, n // 2], dtype=torch.int32, device=device), torch.empty(3, k, device=device)
+    float_rows(packed, got, rows)
+    np.testing.assert_allclose(got.cpu().numpy(), dense(w)[rows.cpu().numpy()], rtol=1e-3, atol=1e-6)
     assert packed.nbytes == matrix_bytes(n, k, f"int{bits}", group, not symmetric)
 
 
@@ -87,6 +88,22 @@ def test_bias_and_silu_of_the_gate(device, tile, bits):
     there = torch.tensor(bias, device=device)
     assert worst_row(run(device, x, packed, tile, there), want + bias) < 2e-5
     assert worst_row(run(device, x, packed, tile, there, gated=True), silu_times(want + bias)) < 2e-5
+
+
+@pytest.mark.parametrize("tile", [Tile(16, 64, 1), Tile(16, 32, 3)], ids=str)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_silu_of_the_gate_in_the_form_that_comes_next(device, tile, bits):
+    tokens, n, k = 19, 2 * 96, 256
+    x, _ = activations(tokens, k, "float32", device)
+    w = integers(n, k, min(bits, 8), 128, False)
+    packed = torch.tensor(dense(w), device=device) if bits == 16 else pack(w, device)
+    x = norm.quantise(x, "int8/32") if bits == 8 else x
+    whole = run(device, x, packed, tile, gated=True)
+    got, want = run(device, x, packed, tile, gated=True, output=("int8/32",)), norm.quantise(whole, "int8/32")
+    assert all(map(torch.equal, got[:3], want[:3]))
+    places = torch.randperm(96, device=device)
+    got = run(device, x, packed, tile, gated=True, output=("float", places.int()))
+    assert torch.equal(got[:, places], whole)
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
