@@ -4,6 +4,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,8 @@ TINY = ModelConfig(family="llama", vocab_size=512, width=128, layers=1, heads=4,
 MODEL = TINY if DRY else SHAPES["mistral-7b"]
 GROUP = 128
 RESULTS = Path(__file__).parents[1] / "results"
+CACHED_BYTES = 256 << 20  # more than any card's cache: what is timed goes round in so much memory
+REPEATS = 10
 BEGAN = time.monotonic()
 
 
@@ -36,20 +39,24 @@ def path() -> Path:
     return RESULTS / f"gpu-{'-'.join(name.split())}.json"
 
 
-def save(part: str, section: dict) -> None:
-    """Replace one section of this card's results."""
+def read() -> dict:
+    return json.loads(path().read_text()) if not DRY and path().exists() else {}
+
+
+def save(part: str, section: dict, finished: bool = False) -> None:
+    """Replace one section of this card's results, all of it or nothing."""
     if DRY:
-        print(f"dry run of {part}: nothing is measured and nothing written")
+        print(f"dry run of {part}: nothing is measured and nothing written" if finished else f"{part}: {len(section)}")
         return
-    file = path()
-    results = json.loads(file.read_text()) if file.exists() else {}
-    results |= {
+    results = read() | {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "model": "dummy:mistral-7b, W4 g128",
-        part: {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - BEGAN), **section},
+        part: {"date": time.strftime("%Y-%m-%d"), "took_s": round(time.monotonic() - BEGAN), "finished": finished,
+               **section},
     }
     RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{part} stands in {file}")
+    new = path().with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(results, indent=1) + "\n")
+    new.replace(path())
 
 
 def called(*names: str) -> None:
@@ -58,26 +65,46 @@ def called(*names: str) -> None:
         raise SystemExit(f"never called: {', '.join(missing)}; called were {dict(calls)}")
 
 
-def seconds(run, *args, repeats: int = 10) -> float:
-    """Median time of run(*args) on the device, its cache filled with something else before each run."""
-    run(*args)
+def seconds(run: Callable, each: Sequence[tuple]) -> float:
+    """Median time on the device of one call of the many with these arguments, replayed as a CUDA graph: Python's time
+    is not in it. Arguments that are to be read from memory must together be larger than the cache, see `copies`."""
+    for args in each[:1] if DRY else each:
+        run(*args)
     if DRY:
         return 1.0
-    other, times = _flusher(), []
-    for _ in range(repeats):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        other.zero_()
+    torch.cuda.synchronize()
+    graph, kept = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        for args in each:
+            kept = [run(*args)]
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS + 1)]
+    for began, ended in pairs:
         began.record()
-        run(*args)
+        graph.replay()
         ended.record()
-        ended.synchronize()
-        times.append(began.elapsed_time(ended) / 1e3)
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    del kept
+    return statistics.median(began.elapsed_time(ended) for began, ended in pairs[1:]) / 1e3 / len(each)
+
+
+def copies(nbytes: float) -> int:
+    """How many arguments of so many bytes each do not fit into a cache together."""
+    return 1 if DRY else min(-(-CACHED_BYTES // int(nbytes)), 256)
 
 
 @cache
-def _flusher() -> torch.Tensor:
-    return torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE)
+def ceilings() -> dict[str, float]:
+    """Rates of this card, measured now: bytes/s of a copy, operations/s of large products by type of the sums."""
+    a = torch.zeros(1 << 16 if DRY else 1 << 30, dtype=torch.uint8, device=DEVICE)
+    b = torch.zeros_like(a)
+    n = 64 if DRY else 8192
+    x, y = (torch.randn(n, n, device=DEVICE).half() for _ in range(2))
+    out = {"copy_bytes_s": 2 * a.nbytes / seconds(b.copy_, [(a,)])}
+    out["fp32_ops_s"] = 2 * n**3 / seconds(torch.mm, [(x, y)])
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+    out["fp16_ops_s"] = 2 * n**3 / seconds(torch.mm, [(x, y)])
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    return out
 
 
 def noise_source(m: ModelConfig, seed: int = 0):

@@ -1,24 +1,23 @@
 """The engine on a 7B model of noise: start-up cold and warm, time to the first token, decoding by batch and context.
 
-No text and no HTTP: from the request in `Engine.add` to its tokens. Kernel times are those of torch's profiler; their
-sum is what a step would take without gaps between kernels, and what predicts slower cards.
+Cold is without compiled kernels and measured choices, warm with those that the cold start left. No text and no HTTP:
+from the request in `Engine.add` to its tokens. Kernel times are those of torch's profiler; their sum is what a step
+would take without gaps between kernels, and what predicts slower cards.
 """
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
 
 BEGAN = time.monotonic()
-if "GRAMME_BENCH_CACHE" not in os.environ:  # nothing compiled, nothing measured yet
-    os.environ["GRAMME_BENCH_CACHE"] = tempfile.mkdtemp(prefix="gramme-bench-")
-os.environ["XDG_CACHE_HOME"] = os.environ["TRITON_CACHE_DIR"] = os.environ["GRAMME_BENCH_CACHE"]
 
-import numpy as np  # noqa: E402 - the caches must be named before torch and triton are imported
+import numpy as np  # noqa: E402 - importing these is part of a start
 import torch  # noqa: E402
-from common import DRY, MODEL, called, noise_source, random_tokens, save, time_left  # noqa: E402
+from common import DRY, MODEL, called, noise_source, random_tokens, read, save, time_left  # noqa: E402
 
 from gramme.config import EngineConfig, GenerationDefaults  # noqa: E402
 from gramme.kernels.load import backend, machine  # noqa: E402
@@ -33,13 +32,14 @@ PROMPTS = (5, 20) if DRY else (128, 512, 1024, 2048, 4096)
 CONTEXTS, BATCHES = ((10,), (1, 2)) if DRY else ((256, 2048, 8192), (1, 4, 16, 64))
 NEW_TOKENS = 4 if DRY else 32  # behind a cached prefix
 STEPS = 2 if DRY else 48
+WARM_S = 40  # kept for the second start
 R = np.random.default_rng(time.time_ns() % 2**32)
 
 
 def load() -> tuple[Engine, dict]:
     """An engine, and the seconds of its parts."""
     imported = time.monotonic()
-    limits = dict(max_model_len=64, kv_tokens=512, max_num_seqs=4) if DRY else dict(
+    limits = dict(max_model_len=64, kv_tokens=512, max_num_seqs=4, max_num_batched_tokens=32) if DRY else dict(
         max_model_len=MODEL.max_positions // 3, max_num_batched_tokens=4096, memory="70GB")
     config = EngineConfig(backend="cuda", dtype="float16", **limits)
     decided = plan(MODEL, config, machine("cuda", this_machine()))
@@ -48,7 +48,7 @@ def load() -> tuple[Engine, dict]:
     decoder = build(MODEL, noise_source(MODEL), kernels, "float16", decided.max_model_len)
     engine = Engine(MODEL, decided, GenerationDefaults(), Runner(MODEL, decided, decoder, kernels))
     used = free - kernels.device.memory()[0]
-    parts = {"import_s": imported - BEGAN, "load_s": time.monotonic() - imported, "allocated_bytes": used,
+    parts = {"import_s": imported - BEGAN, "load_s": time.monotonic() - imported, "weights_kv_bytes": used,
              "planned_weights_kv_bytes": decided.ledger.weights + decided.ledger.kv}
     return engine, parts
 
@@ -90,27 +90,31 @@ def decode(engine: Engine, batch: int, context: int) -> dict:
         began = time.monotonic()
         engine.step()
         times.append(time.monotonic() - began)
-    kernel_s = kernels_s(engine)
+    kernel_s, launches = kernels_s(engine)
     while engine.busy:
         engine.step()
     step = statistics.median(times)
-    weights = sum(layer.qkv.nbytes + layer.o.nbytes + layer.gate_up.nbytes + layer.down.nbytes
-                  for layer in engine.runner.decoder.layers) + engine.runner.decoder.head.nbytes
-    nbytes = weights + batch * context * MODEL.kv_token_bytes("float16")
+    decoder = engine.runner.decoder
+    weights = sum(w.nbytes for layer in decoder.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+    nbytes = weights + decoder.head.nbytes + batch * context * MODEL.kv_token_bytes("float16")
+    copy = read().get("ops", {}).get("ceilings", {}).get("copy_bytes_s", float("nan"))  # as the first part measured it
     return {"step_s": step, "tokens_s": batch / step, "bytes_s": nbytes / step, "bytes": nbytes, "kernels_s": kernel_s,
-            "kernels_share": kernel_s / step if kernel_s else None}
+            "launches": launches, "kernels_share": kernel_s / step, "bandwidth_share": nbytes / step / copy,
+            "bandwidth_share_of_kernels": nbytes / kernel_s / copy}
 
 
-def kernels_s(engine: Engine, steps: int = 4) -> float:
-    """Seconds of all kernels of one step."""
+def kernels_s(engine: Engine, steps: int = 4) -> tuple[float, float]:
+    """Seconds of all kernels of one step, and how many they are."""
     if DRY:
-        return 0.0
+        return 1.0, 0.0
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(steps):
             engine.step()
         torch.cuda.synchronize()
-    return sum(e.device_time_total for e in profile.key_averages()) / steps / 1e6
+    events = profile.key_averages()
+    return sum(e.device_time_total for e in events) / steps / 1e6, sum(
+        e.count for e in events if e.device_time_total) / steps
 
 
 def capture(engine: Engine) -> None:
@@ -118,36 +122,57 @@ def capture(engine: Engine) -> None:
         pass
 
 
+def memory(engine: Engine) -> dict:
+    """What the device has given, beside what the plan says."""
+    if DRY:
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {"planned_bytes": engine.plan.ledger.total, "taken_bytes": total - free,
+            "most_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "planned_without_driver_bytes": engine.plan.ledger.total - engine.plan.ledger.driver}
+
+
 def main() -> None:
+    warm_start = "--start-only" in sys.argv
+    if not DRY and not warm_start:
+        for made in Path(os.environ["GRAMME_BENCH_CACHE"]).iterdir():
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
     engine, start = load()
     start["first_token_s"] = first_token_s(engine, random_tokens(PROMPTS[0], R))
     start["total_s"] = time.monotonic() - BEGAN
-    if "--start-only" in sys.argv:
-        print(json.dumps(start))
+    if warm_start:
+        capture(engine)
+        print(json.dumps(start | {"captured_s": time.monotonic() - BEGAN}))
         return
     out = {"cold": start, "ttft": times_to_first_token(engine), "decode": {}, "left out": []}
+    save("engine", out)
     capture(engine)
+    start["captured_s"] = time.monotonic() - BEGAN
     out["ttft"] |= {f"{n} captured": v for n, v in times_to_first_token(engine).items()}
+    save("engine", out)
     for context in CONTEXTS:
         for batch in BATCHES:
             fits = batch * (context + 2 * STEPS + 8) <= (engine.plan.pages - 1) * engine.plan.page_size
-            if not fits or time_left() < 45:
+            slowest = max((d["prefill_s"] for d in out["decode"].values()), default=0) * 4  # each case has so much more
+            if not fits or time_left() < WARM_S + slowest:
                 out["left out"].append(f"decode {batch} x {context}: {'time' if fits else 'memory'}")
                 continue
-            decode(engine, batch, min(context, 64 if not DRY else 4))  # asks for its size of graph
-            capture(engine)
+            began = time.monotonic()
             out["decode"][f"{batch} x {context}"] = decode(engine, batch, context)
-    out["captured"], out["replayed"] = engine.runner.graphs.captured, engine.runner.graphs.replayed
+            out["decode"][f"{batch} x {context}"]["prefill_s"] = time.monotonic() - began
+            save("engine", out)
+    out |= {"captured": engine.runner.graphs.captured, "replayed": engine.runner.graphs.replayed,
+            "halved_steps": engine.runner.halved, "memory": memory(engine)}
     if not out["replayed"]:
         raise SystemExit("no captured step was replayed")
     called("add_norm_kernel", "place_kernel", "attend_kernel", "matmul_kernel", "choose_kernel")
     del engine
     torch.cuda.empty_cache()
-    warm = subprocess.run([sys.executable, *sys.argv, "--start-only"], capture_output=True, text=True, timeout=120)
+    warm = subprocess.run([sys.executable, *sys.argv, "--start-only"], capture_output=True, text=True, timeout=60)
     if warm.returncode:
         raise SystemExit(f"the warm start failed: {warm.stderr[-2000:]}")
     out["warm"] = json.loads(warm.stdout.splitlines()[-1])
-    save("engine", out)
+    save("engine", out, finished=True)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ import torch
 from common import MODEL, path
 
 from gramme.config import ConfigError
-from gramme.plan.gpus import GPUS, gpu, predict, share
+from gramme.plan.gpus import GPUS, gpu
+from gramme.plan.transfer import TILES, decode, prompt, shares
 
 CARDS = ("RTX 3090", "RTX 4060 Ti", "RTX 4090", "RTX 5090")
-LAUNCHES = 8 * MODEL.layers + 6  # of a decoding step
 
 
 def main() -> None:
@@ -18,8 +18,7 @@ def main() -> None:
         if part in results:
             print(f"## {part}\n")
             rows(results[part])
-    if "engine" in results:
-        predictions(results["engine"])
+    predictions(results)
 
 
 def rows(section: dict, prefix: str = "") -> None:
@@ -45,25 +44,21 @@ def shown(key: str, value: object) -> str:
     return f"{key} {value:.3g}"
 
 
-def predictions(engine: dict) -> None:
-    """Decoding alone with a short context, and a prompt of 1,024 tokens with sums in float32."""
+def predictions(results: dict) -> None:
+    """Decoding alone with a short context, and a prompt of 1,024 tokens with sums of either kind."""
     try:
-        here = gpu(torch.cuda.get_device_name())
+        s = shares(gpu(torch.cuda.get_device_name()), results, MODEL)
     except ConfigError as error:
         print(f"no prediction: {error}")
         return
-    step, prompt = engine["decode"]["1 x 256"], engine["ttft"]["1024 captured"]["uncached_s"]
-    parameters = sum(rows * columns * n for rows, columns, n in MODEL.matrices()[1:])
-    operations = 2.0 * parameters * 1024 + 2 * 1024**2 * MODEL.heads * MODEL.head_dim * MODEL.layers
-    shares = {"bandwidth": share(here, "bandwidth", step["bytes"], step["kernels_s"]),
-              "fp32_accumulate": share(here, "fp32_accumulate", operations, prompt)}
-    print(f"\n## predicted from {here.name}: {shares['bandwidth']:.0%} of the bandwidth while kernels run, "
-          f"{shares['fp32_accumulate']:.0%} of the rate of products\n")
+    reached = ", ".join(f"{value:.0%} of {name}" for name, value in s.shares.items())
+    print(f"\n## predicted from {s.card.name}, which reached {reached}\n")
     for name in CARDS:
-        decode = predict(GPUS[name], {"bandwidth": step["bytes"]}, shares, LAUNCHES)
-        prefill = predict(GPUS[name], {"bandwidth": step["bytes"], "fp32_accumulate": operations}, shares)
-        print(f"{name:12} decode {between(1 / decode.seconds, 1 / decode.high_s, 1 / decode.low_s, 'tokens/s')}, "
-              f"1,024 tokens {between(prefill.seconds * 1e3, prefill.low_s * 1e3, prefill.high_s * 1e3, 'ms')}")
+        step, sums = decode(s, GPUS[name]), [prompt(s, GPUS[name], kind) for kind in TILES]
+        prompts = ", ".join(f"{kind} {between(p.seconds * 1e3, p.low_s * 1e3, p.high_s * 1e3, 'ms')}"
+                            for kind, p in zip(TILES, sums, strict=True))
+        speed = between(1 / step.seconds, 1 / step.high_s, 1 / step.low_s, "tokens/s")
+        print(f"{name:12} decode {speed}; 1,024 tokens: {prompts}")
 
 
 def between(expected: float, low: float, high: float, unit: str) -> str:
