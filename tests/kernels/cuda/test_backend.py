@@ -57,7 +57,7 @@ def test_every_regime_multiplies_alike(tokens, half):
 @pytest.mark.parametrize("dtype", ["float32", "int4", "int8"])
 def test_deterministic_rows_have_the_same_bits_alone_and_in_company(dtype):
     """Every third token of a step of rows is a row of its own in another step."""
-    rows = [(20, 1), (0, 30), (3, 3), (50, 1)]
+    rows = [(20, 1), (0, 9), (3, 3)]
     step, pages = random_step(rows, 16)
     kernels = backend("cuda", deterministic=True)
     decoder = build(MODEL, random_source(MODEL, 3), kernels, dtype, 64)
