@@ -92,7 +92,8 @@ def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, position
         biases = [read(f"{prefix}{part}.bias").astype(np.float32) for part in parts if f"{prefix}{part}.bias" in want]
         bias = backend.device.put(np.concatenate(biases)) if biases else None
         kernels = replace(backend, permutes=()) if parts == ("embed",) else backend  # rows are read, not multiplied
-        most = 32 if parts[0] in OUTLIERS or parts == ("o",) and m.head_dim % 128 else 128  # attention ends by heads
+        by_head = parts == ("o",) and m.head_dim % 128  # attention quantises each head by itself
+        most = 32 if parts[0] in OUTLIERS or by_head else 128
         make = lambda: _weight([read(prefix + part) for part in parts], bias, kernels, dtype, most)
         return make() if kept is None else kept.weight(prefix + parts[0], bias, make)
 

@@ -19,7 +19,7 @@ from gramme.runtime.runner import Runner
 def engine(kernels, **options):
     model = build(MODEL, random_source(MODEL, 3), kernels, "float32", 256)
     config = EngineConfig(backend=kernels.name, kv_cache_dtype="float32",
-                          **(dict(page_size=4, kv_tokens=4096, max_num_seqs=32) | options))
+                          **(dict(page_size=4, kv_tokens=4096, max_num_seqs=32, max_num_batched_tokens=64) | options))
     decided = plan(MODEL, config, Hardware(cores=1, free_bytes=1 << 32))
     return Engine(MODEL, decided, GenerationDefaults(), Runner(MODEL, decided, model, kernels))
 

@@ -44,6 +44,7 @@ FEW_TOKENS = 32  # up to so many, large tiles are not tried
 PINNED_BYTES = 1 << 20
 PLAIN = ("int32", "int64", "float32", "float64", "bool", "uint32")
 MANY_TOKENS = 2048  # above, the choice for this many is taken
+MOST_SUMS = 8192  # of a few tokens' tile: with more, registers do not suffice
 REPEATS = 5
 FLUSH_BYTES = 256 << 20  # more than any card's cache holds
 
@@ -124,8 +125,9 @@ class Kernels:
 
         if self.settings.deterministic:
             return {"fixed": tiles(fixed_tile(n, k, gated, self.processors))}
-        few = {f"few {width} {waves}": tiles(few_tile(tokens, n, k, gated, self.processors, width, waves))
-               for width in (64, 128) for waves in (2, 4)}
+        cuts = {f"few {width} {waves}": few_tile(tokens, n, k, gated, self.processors, width, waves)
+                for width in (64, 128) for waves in (2, 4)}
+        few = {name: tiles(tile) for name, tile in cuts.items() if tile.m * tile.n * (1 + gated) <= MOST_SUMS}
         many = {"many": tiles(many_tile(gated), half)}
         if tokens <= SIZES[-1]:
             library = {"linear": whole(_linear)} if bits == 16 and bias is None and not gated else {}

@@ -36,9 +36,10 @@ def _eighths(code, dtype: tl.constexpr):
 @triton.jit
 def _group_values(values, group, rows, n, inside):
     """Scales or offsets of one group of rows n, as float32; 0 where there are none."""
-    if values is None:
-        return 0.0
-    return tl.load(values + group * rows + n, mask=inside, other=0).to(tl.float32)
+    found = 0.0
+    if values is not None:
+        found = tl.load(values + group * rows + n, mask=inside, other=0).to(tl.float32)
+    return found
 
 
 @triton.jit

@@ -83,7 +83,7 @@ def compile_products():
     quantised = norm.add_norm(x, None, empty(D, dtype=torch.float32), 1e-5, "int8/128")[0]
     small = norm.add_norm(x, None, empty(D, dtype=torch.float32), 1e-5, "int8/32")[0]
     few = lambda tokens, gated, width=64: few_tile(tokens, 2 * F, D, gated, PROCESSORS, width)
-    for tokens, gated, width in ((1, False, 64), (16, True, 64), (16, True, 128), (64, True, 64), (64, True, 128),
+    for tokens, gated, width in ((1, False, 64), (16, True, 64), (16, True, 128), (64, True, 64),
                                  (64, False, 128)):
         matmul.tile_product(x, weight(4), None, gated, few(tokens, gated, width), False, *scratch)
     for gated in (False, True):
@@ -93,7 +93,7 @@ def compile_products():
         matmul.tile_product(x, empty(256, D), None, gated, many_tile(gated), False, *scratch)
         for half in (False, True):
             matmul.tile_product(x, weight(4), None, gated, many_tile(gated), half, *scratch)
-    matmul.tile_product(quantised, weight(8), None, True, few(64, True, 128), False, *scratch, "int8/32")
+    matmul.tile_product(quantised, weight(8), None, True, few(64, True), False, *scratch, "int8/32")
     matmul.tile_product(x, weight(4), None, True, few(1, True), False, *scratch, "float", empty(256, dtype=torch.int32))
     matmul.tile_product(x.bfloat16(), empty(256, D).bfloat16(), None, True, fixed_tile(F, D, True, PROCESSORS), False,
                         *scratch)
