@@ -252,9 +252,10 @@ def test_a_long_context_gives_the_same_however_it_is_shared(cpu, rng, dtype):
         if a is not None:
             a[:] = rng.random(a.shape) * (100 if a.dtype == np.int8 else 0.02 if dtype == "int8" else 1)
     q, k, v = floats(rng, 1, 16, 32), floats(rng, 1, 4, 32), floats(rng, 1, 4, 32)
-    ours = [CpuKernels(cpu.pool.level, n).attend(q, k, v, kv, step, None) for n in (1, 2, 8)]
+    ours = [CpuKernels(cpu.pool.level, n).attend(q, k, v, kv, step, None, "float") for n in (1, 2, 8)]
     assert np.array_equal(ours[0], ours[1]) and np.array_equal(ours[0], ours[2])
-    np.testing.assert_allclose(ours[0], reference.attend(q, k, v, _in_order(kv), step, None), rtol=2e-5, atol=1e-5)
+    want = reference.attend(q, k, v, _in_order(kv), step, None, "float")
+    np.testing.assert_allclose(ours[0], want, rtol=2e-5, atol=1e-5)
 
 
 def _in_order(kv):
