@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,18 +61,6 @@ def build(library: Path = LIBRARY, extra: list[str] | None = None) -> Path:
     return library
 
 
-def newer_sources(library: Path = LIBRARY) -> bool:
-    """Whether a source was changed after the library was made, or there is none."""
-    if not library.exists():
-        return True
-    made = library.stat().st_mtime
-    return any(p.stat().st_mtime > made for p in HERE.iterdir() if p.suffix in (".cpp", ".h"))
-
-
-def wheel_platform() -> str:
-    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
-
-
 def _call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -82,4 +69,7 @@ def _call(command: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(build(extra=SANITIZE if "--sanitize" in sys.argv else None))
+    try:
+        print(build(extra=SANITIZE if "--sanitize" in sys.argv else None))
+    except BuildError as error:
+        sys.exit(f"gramme: {error}")

@@ -16,6 +16,7 @@ from gramme.config import ConfigError
 
 LIBRARY = Path(os.environ.get("GRAMME_CPU_LIBRARY") or Path(__file__).parent / "libgramme_cpu.so").absolute()
 WAYS_OUT = "install a C++ compiler and run `python -m gramme.kernels.cpu.build`, or install gramme from a wheel"
+EMULATED = ("neon",)  # levels whose tests have run under an emulator only
 POINTERS, SIZES, FLOATS = 12, 12, 4
 
 

@@ -12,6 +12,7 @@
 #define FEW_RB 1
 #define FLOAT_TT 2
 #define ATTEND_ROWS 4
+#define ATTEND_BLOCKS 1
 #define BYTE_BASE 128
 
 typedef float32x4_t vf;
