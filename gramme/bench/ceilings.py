@@ -1,4 +1,4 @@
-"""Measures what this machine allows: reading memory, multiplying, reading files. Knows no model.
+"""Measures what this machine allows: reading memory, multiplying, reading files, copying to a GPU. Knows no model.
 
 A ceiling is the best of several passes; `gramme doctor --measure` keeps them for the planner.
 """
@@ -12,19 +12,26 @@ import numpy as np
 
 from gramme.config import ConfigError
 from gramme.kernels.load import Backend, backend
+from gramme.kernels.ops import Device
+from gramme.kernels.present import available
 from gramme.quant.rounding import round_to_nearest
 
 MEMORY_BYTES = 1 << 28  # far beyond the caches of a desktop
-FILE_BYTES = 1 << 28
+FILE_BYTES = LINK_BYTES = 1 << 28
 TOKENS, ROWS, COLUMNS = 256, 2048, 2048  # a product that stays in cache: 2 MB of 4-bit codes
 
 
 def measure(threads: int, seconds: float = 1.5, disk: bool = True) -> dict[str, float]:
-    """bytes/s and operations/s by the planner's names; each probe runs for about `seconds`."""
-    kernels = _kernels(threads)
+    """bytes/s and operations/s by the planner's names; each probe runs for about `seconds`.
+
+    A GPU's own ceilings are its data sheet's, see plan/gpus.py; the way to it depends on the machine and is measured.
+    """
+    kernels, card = _kernels(threads), _load("cuda", threads)
     rates = {"bandwidth": read_bandwidth(threads, seconds=seconds), "float32": multiply_float32(seconds)}
     if kernels is not None:
         rates["int8"] = multiply_int8(kernels, seconds)
+    if card is not None:
+        rates["link"] = copy_to(card.device, seconds)
     return rates | ({"disk": read_file(Path(tempfile.gettempdir()))} if disk else {})
 
 
@@ -48,6 +55,18 @@ def multiply_int8(kernels: Backend, seconds: float = 0.5) -> float:
     w = kernels.pack(round_to_nearest(rng.standard_normal((ROWS, COLUMNS), dtype=np.float32), 4, 128))
     x = kernels.ops.quantise(rng.standard_normal((TOKENS, COLUMNS), dtype=np.float32), "int8/128")
     return 2 * TOKENS * ROWS * COLUMNS / _best(lambda: kernels.ops.matmul(x, w, None), seconds)
+
+
+def copy_to(device: Device, seconds: float = 0.5) -> float:
+    """bytes/s from host memory to a device's, over PCIe where it is a card."""
+    host = np.ones(LINK_BYTES // 4, np.float32)
+    there = device.put(host)
+
+    def copy() -> None:
+        device.put(host, there)
+        device.get(there[:1])  # waits
+
+    return host.nbytes / _best(copy, seconds)
 
 
 def read_file(directory: Path, nbytes: int = FILE_BYTES) -> float:
@@ -77,8 +96,15 @@ def last_level_cache_bytes() -> int:
 
 
 def _kernels(threads: int) -> Backend | None:
+    return _load("cpu", threads)
+
+
+def _load(name: str, threads: int) -> Backend | None:
+    """None where it cannot be had."""
+    if name not in available():
+        return None
     try:
-        return backend("cpu", threads)
+        return backend(name, threads)
     except ConfigError:
         return None
 

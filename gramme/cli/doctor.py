@@ -45,7 +45,7 @@ def _measure(machine: Hardware) -> Hardware:
 
 
 def _rate(name: str, rate: float) -> str:
-    return f"{rate / 1e9:.1f} " + ("GB/s" if name in ("bandwidth", "disk") else "G operations/s")
+    return f"{rate / 1e9:.1f} " + ("GB/s" if name in ("bandwidth", "disk", "link") else "G operations/s")
 
 
 def _try(name: str) -> str:

@@ -87,7 +87,8 @@ class SweepOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
-    measure: bool = option(False, "measure memory, arithmetic and disk, and keep the result for plans: 10 seconds")
+    measure: bool = option(False, "measure memory, arithmetic, disk and the way to a GPU, and keep the result for "
+                                  "plans: 10 seconds")
     json: bool = option(False, "one line of JSON")
 
 
