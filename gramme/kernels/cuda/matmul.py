@@ -82,9 +82,10 @@ def matmul_kernel(x, x_scales, x_sums, codes, scales, offsets, bias, out, out_sc
                   BLOCK_N: tl.constexpr, OUT_G: tl.constexpr):
     """Grid (tiles, splits), tiles of the same columns of the weight beside each other. N is the width of `out`.
 
-    A group's scales are loaded one step before they are used: what no dot product takes, the compiler does not fetch
-    ahead by itself."""
+    With few tokens a group's scales are loaded one step before they are used: what no dot product takes, the compiler
+    does not fetch ahead by itself. Tiles of many tokens have no registers for that, and other work meanwhile."""
     OFFSETS: tl.constexpr = offsets is not None
+    AHEAD: tl.constexpr = BLOCK_M < 64
     tiles_m = tl.cdiv(tokens, BLOCK_M)
     tile, split = tl.program_id(0), tl.program_id(1)
     m = tile % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -103,9 +104,11 @@ def matmul_kernel(x, x_scales, x_sums, codes, scales, offsets, bias, out, out_sc
         scale2 = _group_values(scales, first * STEP // G, rows, N + n, n_inside)
         offset2 = _group_values(offsets, first * STEP // G, rows, N + n, n_inside)
     for step in range(first, last):
-        group = tl.minimum(step + 1, last - 1) * STEP // G
+        group = (tl.minimum(step + 1, last - 1) if AHEAD else step) * STEP // G
         next_scale = _group_values(scales, group, rows, n, n_inside)
         next_offset = _group_values(offsets, group, rows, n, n_inside)
+        if not AHEAD:
+            scale, offset = next_scale, next_offset
         xb, x_scale, x_sum = 0, 0, 0
         if BITS == 4:
             k = step * STEP + tl.arange(0, P // 2)
@@ -126,6 +129,8 @@ def matmul_kernel(x, x_scales, x_sums, codes, scales, offsets, bias, out, out_sc
         if GATED:
             next_scale = _group_values(scales, group, rows, N + n, n_inside)
             next_offset = _group_values(offsets, group, rows, N + n, n_inside)
+            if not AHEAD:
+                scale2, offset2 = next_scale, next_offset
             acc2 = _add_block(acc2, xa, xb, x_scale, x_sum, codes, scale2, offset2, N + n, n_inside, step, rows, K,
                               dtype, BITS, P, STEP, OFFSETS, HALF, BLOCK_M, BLOCK_N)
             scale2, offset2 = next_scale, next_offset
