@@ -1,8 +1,8 @@
 """`gramme bench compare A B`: ratios of two results of the same workload, and which of them are more than chance.
 
 What was served may differ, what was asked may not. Chance: an exact permutation test of rank sums (Wilcoxon 1945) over
-the repeats of `bench run`, or over the medians of 20 stretches of requests one after another in `bench serve`: requests
-that queue together are not independent, stretches nearly are. It cannot see what differs between two sittings.
+the repeats of `bench run`, or over the medians of 8 to 20 stretches of requests one after another in `bench serve`:
+requests that queue together are not independent, stretches nearly are. What differs between two sittings it cannot see.
 """
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from gramme.config import ConfigError
 
-STRETCHES, LEAST_IN_STRETCH = 20, 3
+STRETCHES, LEAST_STRETCHES, LEAST_IN_STRETCH = 20, 8, 3
 CHANCE = 0.05  # above it a difference is called none
 THROUGHPUTS = ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput", "goodput_share")
 LATENCIES = tuple(f"{which}_{name}_ms" for name in ("ttft", "tpot", "itl", "e2el")
@@ -96,10 +96,11 @@ def chance(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(ways[n, distance >= abs(int(ranks[:n].sum()) * (n + m) - n * total)].sum() / ways[n].sum())
 
 
-def stretches(values: Sequence[float | None], count: int = STRETCHES) -> list[float]:
-    """Medians of `count` runs of values one after another, what failed left out; none where they are too few."""
+def stretches(values: Sequence[float | None]) -> list[float]:
+    """Medians of runs of values one after another, what failed left out; none where they are too few."""
     found = [v for v in values if v is not None]
-    if len(found) < count * LEAST_IN_STRETCH:
+    count = min(STRETCHES, len(found) // LEAST_IN_STRETCH)
+    if count < LEAST_STRETCHES:
         return []
     return [float(np.median(part)) for part in np.array_split(np.asarray(found), count)]
 
