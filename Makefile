@@ -22,7 +22,8 @@ test-compile: .venv-torch/ready
 
 # Other projects' readers, in an environment of their own: the same weights, the same ids.
 test-interchange: .venv-interchange/ready
-	.venv-interchange/bin/python -m pytest tests/formats/test_interchange.py tests/text/test_published.py
+	.venv-interchange/bin/python -m pytest tests/formats/test_interchange.py tests/text/test_published.py \
+	tests/quantize/test_other_readers.py
 
 check: .venv-base/ready
 	.venv-base/bin/ruff check .
@@ -60,7 +61,9 @@ wheel: .venv-base/ready
 .venv-interchange/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-interchange
 	.venv-interchange/bin/python $(PIP) torch==2.13.0
-	.venv-interchange/bin/python $(PIP) -e . pytest hypothesis transformers compressed-tensors sentencepiece mistral-common
+	.venv-interchange/bin/python $(PIP) -e . pytest hypothesis transformers compressed-tensors sentencepiece mistral-common \
+	gguf accelerate threadpoolctl pypcre logbar setuptools wheel
+	BUILD_CUDA_EXT=0 .venv-interchange/bin/python $(PIP) --no-deps --no-build-isolation autoawq gptqmodel  # their readers alone
 	touch $@
 
 # Ten minutes of load, leaving clients and bad input: nothing may grow.

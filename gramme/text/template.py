@@ -13,7 +13,7 @@ from typing import Any
 
 from gramme.config import ModelError
 from gramme.request import RequestError
-from gramme.text.source import Metadata, TextSource
+from gramme.text.source import Metadata, TextSource, read_text
 
 CHILD = Path(__file__).with_name("template_child.py")
 RENDER_LIMIT_S = 2.0
@@ -115,7 +115,7 @@ def _directory_template(directory: Path, name: str) -> str | None:
         return _read_template(path)
     path = directory / "tokenizer_config.json"
     try:
-        found = json.loads(path.read_text("utf-8")).get("chat_template")
+        found = json.loads(read_text(path)).get("chat_template")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
@@ -133,6 +133,6 @@ def _named(listed: Any) -> dict[str, str]:
 
 def _read_template(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"chat template {path}: {error}") from None

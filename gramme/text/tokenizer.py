@@ -11,7 +11,7 @@ import tokenizers
 from gramme.config import ModelError
 from gramme.text.gguf import gguf_tokenizer
 from gramme.text.sentencepiece import read_sentencepiece
-from gramme.text.source import Metadata, TextSource
+from gramme.text.source import Metadata, TextSource, read_text
 from gramme.text.tekken import read_tekken
 
 MAX_FILE_BYTES = 64 << 20
@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 def _config(directory: Path) -> dict[str, Any]:
     try:
-        raw = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+        raw = json.loads(read_text(directory / "tokenizer_config.json"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -288,6 +288,15 @@ def test_the_values_are_those_of_the_tools_that_packed_them(opens, kind):
     np.testing.assert_array_equal(values, want)
 
 
+def test_a_cut_at_any_4_kib_is_refused(tmp_path):
+    whole = GOLDEN.read_bytes()
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": GPTQ}))
+    for at in range(0, len(whole), 4096):
+        (tmp_path / "model.safetensors").write_bytes(whole[:at])
+        with pytest.raises(ModelError, match=r"^model.safetensors: "):
+            open_checkpoint(tmp_path)
+
+
 def test_version_1_is_version_2_with_every_field_one_less(opens):
     golden = SafetensorsFile(GOLDEN)
     parts = {p: golden.tensor(f"gptq4.{p}") for p in ("qweight", "qzeros", "scales", "g_idx")}

@@ -2,6 +2,7 @@
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -150,8 +151,19 @@ def test_a_header_that_lies_is_refused_with_numbers(tmp_path, name):
 @pytest.mark.parametrize("length", [0, 1, 9, 1 << 31, 1 << 63, (1 << 64) - 1])
 def test_a_header_length_beyond_the_file_is_refused(tmp_path, length):
     (tmp_path / "a").write_bytes(length.to_bytes(8, "little") + b"{}      "[:8])
-    with pytest.raises(ModelError, match=f"a header of {length} bytes does not fit a file of 16 bytes"):
+    with pytest.raises(ModelError, match=f"the header of a file of 16 bytes has 2 to 8, not {length}"):
         SafetensorsFile(tmp_path / "a")
+
+
+def test_a_header_that_would_take_much_memory_is_not_parsed(tmp_path):
+    raw_file(tmp_path / "a", b'{"a": [' + b"{}," * (2 << 20) + b"0]}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=r"a: the header of a file of \d+ bytes has 2 to 4194304, not \d+"):
+            SafetensorsFile(tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 PICKLES = [b"PK\x03\x04\x14\0\0\0\x08\0", b"\x80\x02}q\0(X\1\0\0\0a", b"\x80\x04\x95\x1f\0\0\0\0\0\0\0"]

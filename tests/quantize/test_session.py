@@ -14,15 +14,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import packers  # noqa: E402
+from small import MODEL  # noqa: E402
 
 from gramme.cli.main import run as gramme  # noqa: E402
-from gramme.config import EngineConfig, ModelConfig, Rope  # noqa: E402
+from gramme.config import EngineConfig, Rope  # noqa: E402
 from gramme.evals import texts  # noqa: E402
 from gramme.evals.scores import compare  # noqa: E402
 from gramme.formats.checkpoint import Checkpoint  # noqa: E402
 from gramme.formats.gguf import GGUFFile  # noqa: E402
 from gramme.formats.grouped import Grouped, dense  # noqa: E402
-from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
+from gramme.formats.safetensors import SafetensorsFile  # noqa: E402
 from gramme.kernels.load import backend  # noqa: E402
 from gramme.models.config import read_config  # noqa: E402
 from gramme.models.dummy import SHAPES  # noqa: E402
@@ -36,27 +37,12 @@ from gramme.quantize.plan import need  # noqa: E402
 from gramme.quantize.recipe import FORMATS, Recipe  # noqa: E402
 from gramme.quantize.run import Task, calibration_windows, solve, true_dtype  # noqa: E402
 
-MODEL = ModelConfig(family="llama", vocab_size=4096, width=64, layers=3, heads=4, kv_heads=2, head_dim=16, ff_width=96,
-                    norm_eps=1e-5, max_positions=128, qkv_bias=True, o_bias=True, mlp_bias=True, tied_embeddings=True)
 TEXTS = {k: t[:1500] for k, t in texts.shipped("held-out").items()}
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small random model in float16, in the Hugging Face layout, with the embedded model's tokenizer."""
-    d = tmp_path_factory.mktemp("model")
-    source = random_source(MODEL, 5)
-    write_safetensors(d / "model.safetensors", {
-        their_name(ours, HF): source(ours).astype(np.float16) for ours, _ in shapes(MODEL)})
-    (d / "config.json").write_text(json.dumps(hf_config(MODEL) | {"note": "kept"}))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        (d / name).write_bytes((EMBEDDED / name).read_bytes())
-    return d
 
 
 @pytest.fixture
@@ -67,11 +53,11 @@ def check(tmp_path):
 
 
 @pytest.fixture
-def quantise(model, tmp_path, check, capsys):
+def quantise(small_model, tmp_path, check, capsys):
     """(exit code, what was said, the result's path) of the command, with limits that a random model can keep."""
     def command(*more, out="out"):
-        code = gramme(["quantize", str(model), str(tmp_path / out), "--tokens", "512", "--window", "64", "--group=32",
-                       "--threads", "1", "--max-kl", "9", "--max-ppl-increase", "9", *check, *more])
+        code = gramme(["quantize", str(small_model), str(tmp_path / out), "--tokens=512", "--window=64", "--group=32",
+                       "--threads=1", "--max-kl", "9", "--max-ppl-increase", "9", *check, *more])
         said = capsys.readouterr()
         return code, said.out + said.err, tmp_path / out
     return command
@@ -91,10 +77,10 @@ def read_back(directory, name, recipe):
     return (packers.from_gptq(t, bits, 1) if recipe.format == "gptq" else packers.from_awq(t)).values()
 
 
-def solved(model, tmp_path, recipe):
+def solved(small_model, tmp_path, recipe):
     """(task, work, what each tensor was to be) of a run of the library's own parts."""
-    opened = open_model(EngineConfig(model=str(model)))
-    task = Task(str(model), replace(opened, config=true_dtype(opened)), {recipe.format: recipe},
+    opened = open_model(EngineConfig(model=str(small_model)))
+    task = Task(str(small_model), replace(opened, config=true_dtype(opened)), {recipe.format: recipe},
                 texts.shipped("calibration"), 512, 64)
     cut = calibration_windows(task)
     folder = work.Work(tmp_path / "w", task.describe(cut))
@@ -104,10 +90,10 @@ def solved(model, tmp_path, recipe):
 
 @pytest.mark.parametrize("method, format", [
     ("gptq", "compressed-tensors"), ("rtn", "gptq"), ("awq", "awq"), ("gptq", "gguf")])
-def test_each_format_is_read_back_by_other_code_with_the_weights_that_were_judged(model, tmp_path, quantise, method,
-                                                                                  format):
+def test_each_format_is_read_back_by_other_code_with_the_weights_that_were_judged(
+        small_model, tmp_path, quantise, method, format):
     recipe = Recipe(method=method, group=32, format=format)
-    _, _, want = solved(model, tmp_path, recipe)
+    _, _, want = solved(small_model, tmp_path, recipe)
     code, said, out = quantise("--method", method, "--format", format)
     assert code == 0, said
     if format == "gguf":
@@ -182,9 +168,9 @@ def test_one_language_that_fails_is_enough(quantise, monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "gguf"])
-def test_the_layers_that_harm_most_keep_8_bits(model, tmp_path, quantise, format):
+def test_the_layers_that_harm_most_keep_8_bits(small_model, tmp_path, quantise, format):
     recipe = Recipe(method="rtn", group=32, format=format)
-    task, folder, _ = solved(model, tmp_path, recipe)
+    task, folder, _ = solved(small_model, tmp_path, recipe)
     original = reference(task)
     found = harms(original, candidate(task, format, folder, original), calibration_windows(task), lambda d, t: None)
     assert len(found) == 3 and min(found) > 0
@@ -205,8 +191,8 @@ def test_the_layers_that_harm_most_keep_8_bits(model, tmp_path, quantise, format
     assert np.abs(eight - plain).max() < 0.01 * np.abs(plain).max()
 
 
-def test_harm_is_the_kl_of_the_model_with_that_layer_alone(model, tmp_path):
-    task, folder, source = solved(model, tmp_path, Recipe(method="rtn", group=32))
+def test_harm_is_the_kl_of_the_model_with_that_layer_alone(small_model, tmp_path):
+    task, folder, source = solved(small_model, tmp_path, Recipe(method="rtn", group=32))
     original, cut = reference(task), calibration_windows(task)[:2]
     found = harms(original, candidate(task, "compressed-tensors", folder, original), cut, lambda d, t: None)
     mixed = lambda ours: (source if ours.startswith("layers.1.") else task.opened.source)(ours)
@@ -253,9 +239,9 @@ def test_wherever_a_run_is_stopped_it_goes_on_to_the_same_bytes(quantise, monkey
     assert files(tmp_path / "out") | {"README.md": card.encode()} == files(whole)
 
 
-def test_killed_at_a_random_moment_it_goes_on_to_the_same_bytes(quantise, model, tmp_path, check):
+def test_killed_at_a_random_moment_it_goes_on_to_the_same_bytes(quantise, small_model, tmp_path, check):
     assert quantise(out="whole")[0] == 0
-    command = [sys.executable, "-m", "gramme", "quantize", str(model), str(tmp_path / "out"), "--tokens=512",
+    command = [sys.executable, "-m", "gramme", "quantize", str(small_model), str(tmp_path / "out"), "--tokens=512",
                "--window=64", "--group=32", "--threads=1", "--max-kl=9", "--max-ppl-increase=9", *check]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -89,3 +89,11 @@ def test_broken_config(tmp_path, content):
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer_config"):
         find_template(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_file_of_any_size_is_refused_unread(tmp_path, name):
+    with (tmp_path / name).open("wb") as f:
+        f.truncate(1 << 40)
+    with pytest.raises(ModelError, match=f"{name}.*must be a file of at most 4194304 bytes"):
+        find_template(tmp_path)

@@ -1,0 +1,7 @@
+import pytest
+import small
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    return small.save(tmp_path_factory.mktemp("small"))
