@@ -31,19 +31,23 @@ def body(r, vocab, limit):
 
 
 async def ask(port, body):
-    """(status, Retry-After, timings)"""
+    """(status, Retry-After, timings with `client_ns`: from sending to the first of the answer as the client sees it)"""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    data = json.dumps(body).encode()
+    data, sent_ns = json.dumps(body).encode(), time.monotonic_ns()
     writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                  f"Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
-    reply = (await reader.read()).decode()
+    reply = b""
+    while b'"text"' not in reply and (part := await reader.read(1 << 16)):
+        reply += part
+    client_ns = time.monotonic_ns() - sent_ns
+    reply = (reply + await reader.read()).decode()
     writer.close()
     head, _, rest = reply.partition("\r\n\r\n")
     status = int(head.split()[1])
     if status != 200:
         return status, int(head.lower().partition("retry-after: ")[2].split()[0]), None
     *_, last = (line for line in rest.splitlines() if line.startswith("data: {"))  # an event is a chunk of its own
-    return status, None, json.loads(last[6:])["timings"]
+    return status, None, json.loads(last[6:])["timings"] | {"client_ns": client_ns}
 
 
 async def load(port, rate, bodies, seconds):
@@ -72,6 +76,7 @@ def summary(answers):
     return {"requests": len(answers), "refused": len(answers) - len(timed),
             "ttft_ms_median": round(median(t["ttft_ns"] for t in timed) / 1e6, 2),
             "predicted_ms_median": round(median(t["predicted_ttft_ns"] for t in timed) / 1e6, 2),
+            "client_ms_median": round(median(t["client_ns"] for t in timed) / 1e6, 2),
             "measured_over_predicted_median": round(median(ratios), 3), "error_median": round(median(errors), 3),
             "error_p90": round(errors[int(0.9 * len(errors))], 3)}
 

@@ -77,6 +77,12 @@ class Machine:
         self.seqs[load] = Sequence(id=str(len(self.asked)), tokens=tokens, max_tokens=answer)
         return [load]
 
+    def begin(self, prompt):
+        """Between two steps, with an answer that does not end."""
+        [load] = self.arrive(prompt, 1000)
+        self.scheduler.add(self.seqs[load])
+        return load
+
     def step(self, arrivals):
         """One step, and what arrives during it: (at, prompt, answer)."""
         batch = self.scheduler.schedule(self.now_s)
@@ -143,6 +149,44 @@ def test_the_median_prediction_is_within_a_quarter(monkeypatch, rate, slower, pr
     machine = Machine(monkeypatch, slower, prompts)
     found = errors(machine.run(crowd(rate / slower)))
     assert len(found) == 300 and median(found) < 0.25, median(found)
+
+
+@pytest.mark.parametrize("rows, ahead, part", [
+    (0, 0, 0.0), (5, 0, 0.1), (5, 0, 0.9), (15, 0, 0.5), (0, 680, 0.5), (6, 680, 0.2), (6, 1500, 0.7)])
+def test_with_all_that_matters_known_the_prediction_is_exact(monkeypatch, rows, ahead, part):
+    """In a step, beside `rows` that decode, behind a prompt of `ahead` tokens that is computed in part, and one more;
+    where a line stands there is somebody behind it too."""
+    machine = Machine(monkeypatch, slower=2.0)
+    machine.run(crowd(3, 80))
+    machine.now_s += 1
+    for prompt in [20] * rows:
+        machine.begin(prompt)
+    while any(not q.generated for q in machine.seqs.values()):
+        machine.step([])
+    if ahead:
+        machine.begin(ahead)
+        machine.step([])
+        machine.begin(330)
+    if machine.seqs:
+        machine.step([(machine.now_s + 0.025 * part, 300, 2)])
+    else:
+        machine.begin(300)
+    load = machine.asked[-1]
+    if ahead:
+        machine.begin(900)
+    while load.ttft_s is None:
+        machine.step([])
+    assert load.predicted_ttft_s == pytest.approx(load.ttft_s, rel=0.02)
+
+
+def test_where_all_rows_are_taken_a_row_is_waited_for(monkeypatch):
+    machine = Machine(monkeypatch)
+    for _ in range(PLAN.max_rows):
+        machine.begin(20)
+    while any(not q.generated for q in machine.seqs.values()):
+        machine.step([])
+    machine.lately.sequence_s = 32.0
+    assert [round(machine.begin(20).predicted_ttft_s) for _ in range(3)] == [2, 4, 6]
 
 
 def test_cached_tokens_are_not_waited_for(monkeypatch):
