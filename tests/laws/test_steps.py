@@ -1,4 +1,5 @@
 """How a step is run changes nothing: padded to a captured size, or in halves when memory does not suffice."""
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,14 @@ from engines import MODEL, decoder, prompts, requests, run, score, take
 
 from gramme.config import EngineConfig, GenerationDefaults
 from gramme.kernels.ops import KV
+from gramme.kernels.reference import NumpyDevice
 from gramme.llm.engine import Engine
 from gramme.models.load import build, random_source
-from gramme.plan.gpu_memory import captured_sizes
+from gramme.plan.gpu_memory import activation_bytes, captured_sizes, graph_bytes
 from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan
 from gramme.request import Request, SamplingParams
+from gramme.runtime.padded import PaddedGraphs
 from gramme.runtime.runner import Runner
 
 
@@ -71,6 +74,28 @@ def test_nothing_is_captured_before_the_engine_is_idle_and_then_every_size_once(
     while e.idle():
         pass
     assert graphs.captured == len(captured_sizes(5, 20)) == 4 + 5  # 1, 2, 4, 8 rows of one token; 2 to 32 tokens
+
+
+def test_captured_sizes_take_the_arrays_that_the_plan_counts():
+    """Beside what lives inside a step: its inputs, and the two hidden states that each size leaves."""
+    kernels, taken = decoder("exact")[0], []
+
+    class Counting(NumpyDevice):
+        def empty(self, shape, dtype):
+            taken.append(math.prod(shape) * 4)
+            return super().empty(shape, dtype)
+
+    class Nothing:
+        def hidden(self, step, kv):
+            taken.append(2 * len(step.tokens) * MODEL.width * 4)
+            return None, None
+
+    decided = engine(kernels, max_num_seqs=5, max_num_batched_tokens=40, max_model_len=60).plan
+    graphs = PaddedGraphs(Nothing(), None, Counting(), decided)
+    while graphs.idle():
+        pass
+    whole = graph_bytes(MODEL, 4, -(-60 // 4), 5, 40)
+    assert graphs.captured == 4 + 6 and sum(taken) == whole - activation_bytes(MODEL, 64, 4, False)
 
 
 def test_a_size_without_memory_to_capture_it_is_run_uncaptured():
