@@ -164,8 +164,10 @@ def _recorded(f: Facts) -> Line:
                     why=f"the {f.plan.backend} kernels run operation by operation")
     if not s.steps:
         return Line("recorded steps", "auto", "waiting", "no step was run yet")
-    return Line("recorded steps", "auto", "engaged" if s.replayed else "waiting",
-                why="" if s.replayed else "no step of few tokens came a third time in the same shape",
+    unseen = "no step of few tokens came a third time in the same shape"
+    if f.plan.backend == "cuda":
+        unseen = "sizes are captured while the engine is idle, and no step has met one"
+    return Line("recorded steps", "auto", "engaged" if s.replayed else "waiting", why="" if s.replayed else unseen,
                 effect=f"{s.replayed} of {s.steps} steps replayed, {s.replayed / s.steps:.0%}; {s.captured} shapes")
 
 
