@@ -87,11 +87,15 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
                         for (int v = 0; v < NV; v++) {
                             if (CODES == BYTES) sum[r][t][v] = dot_bytes(sum[r][t][v], low[r][v], b);
                             else dots[r][t][v] = dot_small(dots[r][t][v], low[r][v], b);
+                            if (TT > 2) dots[r][t][v] = dot_now(dots[r][t][v]);
                         }
                     if (CODES == PACKED) {
                         b = act_load(a + t * x.columns + i + 4);
                         for (int r = 0; r < RB; r++)
-                            for (int v = 0; v < NV; v++) dots[r][t][v] = dot_small(dots[r][t][v], high[r][v], b);
+                            for (int v = 0; v < NV; v++) {
+                                dots[r][t][v] = dot_small(dots[r][t][v], high[r][v], b);
+                                if (TT > 2) dots[r][t][v] = dot_now(dots[r][t][v]);
+                            }
                     }
                 }
             }

@@ -82,6 +82,7 @@ static inline vi act_load(const int8_t *p) { return _mm256_set1_epi32(*(const in
 #define BYTE_BASE 0
 static inline vd dot_begin(vi sum) { return sum; }
 static inline vd dot_small(vd acc, vi codes, vi act) { return _mm256_dpbusd_avx_epi32(acc, codes, act); }
+static inline vd dot_now(vd acc) { return acc; }
 static inline vi dot_end(vi, vd acc) { return acc; }
 static inline vi dot_bytes(vi sum, vi codes, vi act) { return _mm256_dpbusd_avx_epi32(sum, codes, act); }
 #else
@@ -90,6 +91,10 @@ static inline vi dot_bytes(vi sum, vi codes, vi act) { return _mm256_dpbusd_avx_
 static inline vd dot_begin(vi) { return _mm256_setzero_si256(); }
 static inline vd dot_small(vd acc, vi codes, vi act) {
     return _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, act));
+}
+static inline vd dot_now(vd acc) {
+    __asm__("" : "+x"(acc));
+    return acc;
 }
 static inline vi dot_end(vi sum, vd acc) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));

@@ -64,5 +64,6 @@ static inline vi codes_high(vi x) { return _mm512_and_si512(_mm512_srli_epi16(x,
 static inline vi act_load(const int8_t *p) { return _mm512_set1_epi32(*(const int32_t *)p); }
 static inline vd dot_begin(vi sum) { return sum; }
 static inline vd dot_small(vd acc, vi codes, vi act) { return _mm512_dpbusd_epi32(acc, codes, act); }
+static inline vd dot_now(vd acc) { return acc; }
 static inline vi dot_end(vi, vd acc) { return acc; }
 static inline vi dot_bytes(vi sum, vi codes, vi act) { return _mm512_dpbusd_epi32(sum, codes, act); }

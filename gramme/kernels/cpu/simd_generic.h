@@ -3,6 +3,7 @@
 //   vf, vi     VL lanes of float32 and of int32          vd   the running products of a dot of small codes
 //   codes_*    4 VL bytes: lane i holds four consecutive columns of matrix row i
 //   dot_begin(sum), up to eight dot_small(acc, codes <= 15, act), dot_end(sum, acc): sum plus the products
+//   dot_now(acc): acc, once its additions are done; compilers put them off, and the products overflow the registers
 //   dot_bytes(sum, codes <= 255, act): sum plus the products of (code - BYTE_BASE)
 //   vf_zero_below(x, limit, v): v where x >= limit or x is not a number, else 0
 //   INT_RB x INT_TT, PACKED_TT, FEW_RB, FLOAT_TT, ATTEND_ROWS: how much of a tile the level's registers hold
@@ -90,5 +91,6 @@ static inline vi dot_bytes(vi sum, vi codes, vi act) {
 }
 static inline vd dot_begin(vi sum) { return sum; }
 static inline vd dot_small(vd acc, vi codes, vi act) { return dot_bytes(acc, codes, act); }
+static inline vd dot_now(vd acc) { return acc; }
 static inline vi dot_end(vi, vd acc) { return acc; }
 #undef EACH
