@@ -37,8 +37,8 @@ class Words:
 async def learn(count: Count) -> Words:
     """Words that cost one token each. Raises ConfigError when a tokenizer has too few of them."""
     base = await count(FIRST) - 1
-    words = CANDIDATES.split()
-    groups = [words[i : i + GROUP] for i in range(0, len(words), GROUP)]
+    all_words = CANDIDATES.split()
+    groups = [all_words[i : i + GROUP] for i in range(0, len(all_words), GROUP)]
     found = Words(base, tuple([word for group in groups for word in await _single(group, base, count)]))
     if len(found.words) < LEAST_WORDS:
         raise ConfigError(f"only {len(found.words)} common English words are one token each for this model: "

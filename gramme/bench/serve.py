@@ -46,7 +46,8 @@ def prepare(target: Target, model: str | None, endpoint: str, extra: Mapping[str
         words = await learn(_offline(count) if count else lambda text: _counted(subject, text, limit_s))
         return Subject(target=place, model=asked, endpoint=endpoint, words=words, extra=extra)
 
-    return _run(work())
+    made: Subject = _run(work())
+    return made
 
 
 def measure(subject: Subject, workload: Workload, slo: Slo, limit_s: float, seed: int,
@@ -93,9 +94,10 @@ async def _counted(subject: Subject, text: str, limit_s: float) -> int:
     del body["stream"], body["stream_options"]
     reply = await _json(subject.target, "POST", PATHS[subject.endpoint], body, limit_s)
     usage = reply.get("usage")
-    if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    if not isinstance(tokens, int):
         raise ConfigError("the server does not say how many tokens a prompt has: give --tokenizer")
-    return usage["prompt_tokens"]
+    return tokens
 
 
 async def _first_model(target: Target, limit_s: float) -> str:

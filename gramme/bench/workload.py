@@ -66,7 +66,7 @@ def trace(path: Path, most: int = MOST_REQUESTS) -> Workload:
 
     Rows without a prompt or without an answer, which are failures in some traces, are left out and counted.
     """
-    rows, empty = [], 0
+    rows, empty = list[Ask](), 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for ask in _rows(file, path.name):
@@ -112,8 +112,9 @@ def resized(w: Workload, scale: float, most_prompt: int | None, most_output: int
     """All lengths multiplied by `scale` and rounded up, then cut to at most so many tokens."""
     if not 0 < scale < math.inf or min(most_prompt or 1, most_output or 1) < 1:
         raise ConfigError("lengths need a scale above 0 and a limit of at least one token")
-    size = lambda n, most: min(math.ceil(n * scale), most or MOST_TOKENS)
-    asks = tuple(Ask(a.at_s, size(a.prompt_tokens, most_prompt), size(a.output_tokens, most_output)) for a in w.asks)
+    prompt, output = most_prompt or MOST_TOKENS, most_output or MOST_TOKENS
+    asks = tuple(Ask(a.at_s, min(math.ceil(a.prompt_tokens * scale), prompt),
+                     min(math.ceil(a.output_tokens * scale), output)) for a in w.asks)
     return replace(w, asks=asks)
 
 

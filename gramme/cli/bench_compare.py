@@ -3,6 +3,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gramme.bench.compare import compare, read, table
 
@@ -18,7 +19,7 @@ def main(args: argparse.Namespace) -> None:
     print(json.dumps({"bench": "compare", "rows": judged}))
 
 
-def _what(record: dict) -> str:
+def _what(record: dict[str, Any]) -> str:
     """What was measured, in a line."""
     said = record.get("subject") or {key: record.get(key) for key in ("model", "backend", "dtype", "threads")}
     machine = record.get("machine")

@@ -65,8 +65,11 @@ def _poisson(asked: LoadOptions, rate: float | None, time_scale: float | None) -
                          asked.output_tokens or DEFAULT_OUTPUT, asked.load_seed)
 
 
+Named = dict[str, str]  # a server as a record names it
+
+
 @contextmanager
-def subject(args: argparse.Namespace, config: EngineConfig, asked: LoadOptions) -> Iterator[tuple[Subject, dict]]:
+def subject(args: argparse.Namespace, config: EngineConfig, asked: LoadOptions) -> Iterator[tuple[Subject, Named]]:
     """A server that is ready, gramme's own unless --url names one, and what is to be said of it."""
     extra, limit_s = _extra(asked.extra_body), parse_seconds(asked.timeout)
     if asked.url is not None:

@@ -2,7 +2,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gramme.bench.latency import each, good, parse_slo, spread, summary
@@ -18,6 +18,7 @@ def percentile(values, p):
     return ordered[low] + (ordered[math.ceil(at)] - ordered[low]) * (at - low)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=60))
 def test_percentiles_are_those_of_the_definition(seconds):
     got = spread("ttft", seconds)

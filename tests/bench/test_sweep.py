@@ -17,6 +17,7 @@ def server(capacity):
     return lambda rate: {"goodput_share": min(1.0, capacity / rate), "interrupted": False}
 
 
+@settings(deadline=None)
 @given(st.floats(0.3, 900.0))
 def test_a_search_ends_beside_the_knee(capacity):
     points, interrupted = sweep(None, {}, server(capacity), lambda points: None)
@@ -33,6 +34,7 @@ def test_a_search_without_an_end_gives_up():
     assert len(always) == MOST_POINTS
 
 
+@settings(deadline=None)
 @given(capacity=st.floats(0.3, 900.0), after=st.integers(0, 8), rates=st.sampled_from([None, [1.0, 3.0, 9.0]]))
 def test_a_sweep_goes_on_where_it_was_interrupted_and_measures_nothing_twice(capacity, after, rates):
     measured, kept = [], {}
@@ -68,7 +70,7 @@ def test_rates_are_put_in_order():
 
 # Comparing
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(a=st.lists(st.integers(0, 6), min_size=2, max_size=5), b=st.lists(st.integers(0, 6), min_size=2, max_size=5))
 def test_chance_is_the_share_of_splits_with_rank_sums_as_far_apart(a, b):
     values = a + b

@@ -21,6 +21,7 @@ def write(path, header, rows, end="\n"):
     return path
 
 
+@settings(deadline=None)
 @given(asks=ASKS, header=st.sampled_from(HEADERS), end=st.sampled_from(["\n", "\r\n"]))
 def test_a_trace_is_read_in_order_of_time_from_its_first_arrival(tmp_path_factory, asks, header, end):
     path = write(tmp_path_factory.mktemp("t") / "t.csv", header, [(ms / 1e3, *more) for ms, *more in asks], end)
@@ -39,7 +40,7 @@ def test_dates_extra_columns_and_empty_rows(tmp_path):
     assert w.trace(path, 1).asks == (w.Ask(0.0, 374, 44),)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(data=st.one_of(st.binary(max_size=200), st.text(alphabet="0123456789,.\n\r\"-naife:T ", max_size=120).map(
     lambda text: (HEADERS[0] + "\n" + text).encode())))
 def test_any_file_is_a_workload_or_one_line(tmp_path_factory, data):
