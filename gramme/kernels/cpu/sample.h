@@ -28,7 +28,7 @@ static inline double exp_64(double x) {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    int64_t bits, shift;
+    uint64_t bits, shift;  // unsigned: what is shifted out is meant to be
     __builtin_memcpy(&bits, &p, 8);
     __builtin_memcpy(&shift, &t, 8);
     bits += shift << 52;
