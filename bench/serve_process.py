@@ -10,16 +10,23 @@ import time
 from pathlib import Path
 
 
+def rounds(limit_s, each_s=0.05):
+    """Short sleeps, as many as fit into a limit: while everything is stopped, the server too, no time passes."""
+    for _ in range(int(limit_s / each_s)):
+        yield
+        time.sleep(each_s)
+
+
 class Served:
     """`with Served("dummy:tiny", "--kv-tokens", "1024") as s: s.post("/v1/completions", {...})`."""
 
-    def __init__(self, *args, env=None, wait=True, stderr=None):
+    def __init__(self, *args, env=None, wait=True, stderr=None, **popen):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         command = [sys.executable, "-m", "gramme", "serve", *args, "--port", str(self.port)]
         quiet = {"OPENBLAS_NUM_THREADS": "1"}  # two spinning threads on shared cores cost ten times the work
-        self.process = subprocess.Popen(command, env={**os.environ, **quiet, **(env or {})}, stderr=stderr)
+        self.process = subprocess.Popen(command, env={**os.environ, **quiet, **(env or {})}, stderr=stderr, **popen)
         self.url = f"http://127.0.0.1:{self.port}"
         if wait:
             self.wait_ready()
@@ -33,8 +40,8 @@ class Served:
             self.process.terminate()
             self.process.terminate()  # a second one: do not wait for what runs
         try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
+            self.exit_code(20)
+        except TimeoutError:
             self.process.kill()
             self.process.wait()
 
@@ -42,8 +49,8 @@ class Served:
         self.wait_for(lambda: self.get("/health/ready")[0] == 200, limit_s)
 
     def wait_for(self, true, limit_s=10):
-        end_s = time.monotonic() + limit_s
-        while time.monotonic() < end_s:
+        """Raises RuntimeError when the server ends first."""
+        for _ in rounds(limit_s):
             try:
                 if true():
                     return
@@ -51,10 +58,16 @@ class Served:
                 pass
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}")
-            time.sleep(0.05)
         raise TimeoutError("what was waited for did not come true")
 
-    def request(self, method, path, body=None, headers=None, timeout=60):
+    def exit_code(self, limit_s=10):
+        """The server's, when it has ended."""
+        for _ in rounds(limit_s):
+            if self.process.poll() is not None:
+                return self.process.returncode
+        raise TimeoutError("the server did not end")
+
+    def request(self, method, path, body=None, headers=None, timeout=300):
         """(status, headers, body) of one request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:

@@ -4,6 +4,7 @@ The path of a request: Engine.add -> Scheduler.schedule -> Runner.launch, collec
 """
 import sys
 import time
+import traceback
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -318,6 +319,8 @@ class Engine:
             reason = reason and "stop"
         if reason:
             self._forget(seq)
+            if live.chooser.fault is not None:
+                traceback.print_exception(live.chooser.fault)
         wants = live.request.params.logprobs is not None and event.tokens
         return Update(
             id=seq.id, index=seq.index, token_ids=tuple(event.tokens), finish_reason=reason,
@@ -356,6 +359,8 @@ def _refusal(live: Live) -> RequestError:
     if live.refusal is not None:
         return live.refusal
     matcher = live.chooser.matcher
+    if live.chooser.fault is not None:
+        return RequestError("internal error")
     if matcher is None:
         return RequestError("the model's logits were not finite")
     why = matcher.error or "the other limits forbid the rest, or the logits were not finite"

@@ -3,8 +3,9 @@
 Knows parameters, grammars and token ids; no logits and no device.
 """
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Chooser:
         self.params = params
         self.bad_words = [tuple(word) for word in bad_words if word]
         self.min_tokens_ban = eos_ids | frozenset(params.stop_token_ids) if params.min_tokens else frozenset()
+        self.fault: Exception | None = None  # of ours, in deciding about this sequence
         self.matcher: Matcher | None = None  # given, once it is compiled, to a request that asks for a form
         self._allowed = _mask(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
         self._seed = seed & (1 << 64) - 1
@@ -104,7 +106,21 @@ class Choice:
         """A prompt token is scored by allowing no other: the choice is forced, its log-probability is the raw one."""
         if self.target is not None:
             return _mask([self.target], vocab_size)
-        return self.chooser.mask([*self.tokens[self.prompt_len :], *self.draft])
+        mask = self._own(lambda: self.chooser.mask([*self.tokens[self.prompt_len :], *self.draft]), None)
+        return mask if self.chooser.fault is None else np.zeros(-(-vocab_size // 32), np.uint32)
+
+    def edits(self) -> dict[int, tuple[float, float, float]]:
+        if self.target is not None:
+            return {}
+        return self._own(lambda: self.chooser.edits(self.tokens, self.prompt_len), {})
+
+    def _own(self, decide: Callable[[], Any], otherwise: Any) -> Any:
+        """A fault in deciding about one sequence must not end the step of all: then no token is allowed to that one."""
+        try:
+            return decide()
+        except Exception as error:
+            self.chooser.fault = error
+            return otherwise
 
 
 def sampling(choices: Sequence[Choice], positions: Sequence[int], vocab_size: int) -> Sampling:
@@ -118,7 +134,7 @@ def sampling(choices: Sequence[Choice], positions: Sequence[int], vocab_size: in
         min_p=column((p.min_p for p in params), np.float32),
         top_k=column((max(p.top_k, 0) for p in params), np.int32),
         u=column((0 if g else c.chooser.draw(n) for g, c, n in zip(greedy, choices, positions)), np.float64),
-        edits=_edits(choices),
+        edits=_edits(choices),  # before the masks: a fault in the one is seen in the other
         mask=_masks(choices, vocab_size),
         processed=column((c.target is None and p.logprobs_mode == "processed" for c, p in zip(choices, params)), bool),
         top=max((_top(c) or 0) for c in choices),
@@ -133,11 +149,10 @@ def _top(c: Choice) -> int | None:
 def _edits(choices: Sequence[Choice]) -> Edits | None:
     rows, tokens, values = [], [], []
     for i, c in enumerate(choices):
-        if c.target is None:
-            for token, change in c.chooser.edits(c.tokens, c.prompt_len).items():
-                rows.append(i)
-                tokens.append(token)
-                values.append(change)
+        for token, change in c.edits().items():
+            rows.append(i)
+            tokens.append(token)
+            values.append(change)
     if not rows:
         return None
     bias, repetition, penalty = np.array(values, np.float32).T

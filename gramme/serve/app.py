@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from gramme import __version__
 from gramme.plan.units import parse_seconds
 from gramme.request import Request, RequestError, SamplingParams, Stamps
 from gramme.serve.admission import Admission, Place
+from gramme.serve.answer import Answer
 from gramme.serve.async_llm import AsyncLLM, EngineDead
 from gramme.serve.errors import FORESEEN, HttpError, http_error
 from gramme.serve.intake import Intake
@@ -40,7 +40,8 @@ from gramme.serve.options import ServeOptions
 from gramme.serve.outlook import Expected, Load, Outlook, Vectors
 from gramme.serve.page import page
 from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_list, model_card
-from gramme.serve.responses import Responses, ResponsesReply
+from gramme.serve.response_events import ResponsesReply
+from gramme.serve.responses import Responses
 from gramme.serve.similarity import Rerank, Score, cosine, ranking, score_list
 from gramme.serve.status import status
 from gramme.serve.streaming import HeldStream, events, read_body, until_gone
@@ -231,8 +232,7 @@ class Server:
         stamps = _parsed(http)
         ids, rendered_ns = await self.intake.encode_chat(body, form.shown)
         job = self._job(body, params, [ids], replace(stamps, rendered_ns=rendered_ns), form, "messages")
-        parser = partial(form.parser, self.intake.thinks(ids, form.marks))
-        reply = ChatReply(job, body, self.model, self.tokenizer, parser, form.form.id_chars if form.form else 24)
+        reply = ChatReply(job, body, self.model, self.tokenizer, lambda: self._reader(form, ids))
         return await self._answer(http, body, job, reply, warnings)
 
     async def respond(self, http: HttpRequest) -> Response:
@@ -241,9 +241,14 @@ class Server:
         form = await self.intake.reading(chat)
         params = sampling(chat, self.intake.defaults, max_tokens=body.max_output_tokens, structured_outputs=form.asked)
         stamps = _parsed(http)
-        ids, rendered_ns = await self.intake.encode_chat(chat)
+        ids, rendered_ns = await self.intake.encode_chat(chat, form.shown)
         job = self._job(chat, params, [ids], replace(stamps, rendered_ns=rendered_ns), form, "input")
-        return await self._answer(http, chat, job, ResponsesReply(job, body, self.model), warnings)
+        reply = ResponsesReply(job, body, self.model, self._reader(form, ids))
+        return await self._answer(http, chat, job, reply, warnings)
+
+    def _reader(self, form: Reading, ids: list[int]) -> Answer:
+        """What takes the text of one sample of a chat apart."""
+        return Answer(form.parser(self.intake.thinks(ids, form.marks)), form.form.id_chars if form.form else 24)
 
     def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], stamps: Stamps, form: Reading,
              param: str = "prompt") -> Job:

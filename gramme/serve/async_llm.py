@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -27,6 +26,7 @@ from gramme.serve.messages import (
     pack,
 )
 
+PINGS = 4  # in the time that a step may take
 STALLS_TO_DEATH = 10  # after so many stall limits without a sign of life the engine is killed
 
 
@@ -53,7 +53,7 @@ class AsyncLLM:
         self.ready: Ready | None = None
         self.failed: Failed | None = None
         self.ended = asyncio.Event()
-        self.heard_s = time.monotonic()
+        self._unanswered = 0  # pings since the last progress: while all is stopped, none is sent, and none is missed
         self._sock, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "gramme.serve.worker", str(theirs.fileno()), str(os.getpid())]
@@ -75,7 +75,7 @@ class AsyncLLM:
 
         A long prompt gets on by its chunks.
         """
-        return self.ready is not None and time.monotonic() - self.heard_s > self.stall_limit_s
+        return self.ready is not None and self._unanswered > PINGS
 
     async def start(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._sock)
@@ -136,14 +136,15 @@ class AsyncLLM:
 
     async def _ping(self) -> None:
         while not self.ended.is_set():
-            await asyncio.sleep(self.stall_limit_s / 4)
+            await asyncio.sleep(self.stall_limit_s / PINGS)
             self._writer.write(pack(Ping()))
-            if self.stalled and time.monotonic() - self.heard_s > STALLS_TO_DEATH * self.stall_limit_s:
+            self._unanswered += 1
+            if self.stalled and self._unanswered > STALLS_TO_DEATH * PINGS:
                 self._process.kill()
 
     def _take(self, message: FromEngine) -> None:
         if not (isinstance(message, Updates) and _stands_still(message)):
-            self.heard_s = time.monotonic()
+            self._unanswered = 0
         match message:
             case Ready():
                 self.ready = message

@@ -1,12 +1,16 @@
 """The HTTP process: binds, starts the engine's process, listens, and ends in order. Knows no route and no tensor.
 
-It ends when it is told to (exit code 0; the first SIGTERM or SIGINT lets what runs come to its end, the second does
-not), or when its engine has ended (1, or 2 when the model could not be loaded).
+It ends when it is told to (exit code 0; the first SIGTERM, SIGINT or SIGHUP lets what runs come to its end, the second
+does not), or when its engine has ended (1, or 2 when the model could not be loaded).
 """
 import logging
+import os
 import resource
+import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -16,6 +20,7 @@ from gramme.llm.report import Facts, report, text
 from gramme.models.open import open_model
 from gramme.plan import check
 from gramme.plan.hardware import this_machine
+from gramme.serve import faults
 from gramme.serve.app import Server, slo_ttft_s
 from gramme.serve.async_llm import AsyncLLM
 from gramme.serve.connection import Limits, protocol
@@ -38,6 +43,7 @@ def serve(config: EngineConfig, options: ServeOptions) -> int:
 
     Raises ConfigError or ModelError, with one line, when it cannot start.
     """
+    faults.install_server(os.environ.get("GRAMME_FAULTS", ""))
     read_keys(options)
     slo_ttft_s(options)
     sock = _bind(options.host, options.port)
@@ -82,6 +88,15 @@ class Listener(uvicorn.Server):
         self._ended_s: float | None = None  # when the engine was found dead
         self._drain_end_s = 0.0
         self._greeted: Ready | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's two, and the terminal's end where it is not ignored, as nohup has it; SIGUSR1 means nothing."""
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self.handle_exit)
+        with super().capture_signals():
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1

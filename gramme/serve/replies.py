@@ -13,7 +13,6 @@ from gramme.request import Logprobs, Update
 from gramme.serve.answer import Answer
 from gramme.serve.job import Job
 from gramme.serve.openai import ChatCompletion, Completion, Sampled
-from gramme.text.parsing import AnswerParser
 from gramme.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -84,12 +83,11 @@ class CompletionReply:
 
 
 class ChatReply:
-    """/v1/chat/completions. `parser` makes what takes a sample's text apart; None: all of it is content."""
+    """/v1/chat/completions. `reader` makes what takes a sample's text apart."""
 
-    def __init__(self, job: Job, body: ChatCompletion, model: str, tokenizer: Tokenizer,
-                 parser: Callable[[], AnswerParser | None] = lambda: None, id_chars: int = 24):
+    def __init__(self, job: Job, body: ChatCompletion, model: str, tokenizer: Tokenizer, reader: Callable[[], Answer]):
         self._job, self._body, self._tokenizer = job, body, tokenizer
-        self._answers = [Answer(parser(), id_chars) for _ in range(job.params.n)]
+        self._answers = [reader() for _ in range(job.params.n)]
         self._head = {"id": "chatcmpl-" + uuid4().hex, "created": job.created, "model": model,
                       "system_fingerprint": job.fingerprint}
 

@@ -115,8 +115,11 @@ def reading(body: Any, template: str | None, tool_template: str | None, tokenize
     if form is None:
         raise RequestError("the model's chat template shows no tools", "tools")
     if asked is not None:
-        raise RequestError(f"{param} cannot be combined with tools that may be called", param)
-    return _with_tools(body, functions, form, thinking(tool_template or ""), tokenizer)
+        check(asked, param or "structured_outputs")
+        marks = None
+    else:
+        marks = thinking(tool_template or "")
+    return _with_tools(body, functions, form, marks, tokenizer, asked)
 
 
 def structured(body: Any) -> tuple[StructuredOutputsParams | None, str | None]:
@@ -174,25 +177,26 @@ def _functions(tools: Sequence[Tool]) -> dict[str, Function]:
 
 
 def _with_tools(body: Any, functions: dict[str, Function], form: Form, marks: tuple[str, str] | None,
-                tokenizer: Tokenizer) -> Reading:
+                tokenizer: Tokenizer, answer: StructuredOutputsParams | None) -> Reading:
+    """`answer`: the form of an answer that is no call."""
     choice, several = body.tool_choice or "auto", body.parallel_tool_calls is not False
     forced = choice != "auto"
     if isinstance(choice, Choice):
         if choice.function.name not in functions:
             raise RequestError(f"tool_choice names {choice.function.name!r}, which is not in tools", "tool_choice")
         functions, several = {choice.function.name: functions[choice.function.name]}, False
-    strict = forced or any(f.strict for f in functions.values())
-    asked = _calls(functions, form, tokenizer, several, free=not forced) if strict else None
+    strict = forced or answer is not None or any(f.strict for f in functions.values())
+    asked = _calls(functions, form, tokenizer, several, not forced, answer) if strict else None
     shown = [msgspec.to_builtins(t) for t in body.tools]
     return Reading(asked, "tools", shown, form, None if forced else marks, tuple(functions), strict, several)
 
 
-def _calls(functions: dict[str, Function], form: Form, tokenizer: Tokenizer, several: bool,
-           free: bool) -> StructuredOutputsParams:
+def _calls(functions: dict[str, Function], form: Form, tokenizer: Tokenizer, several: bool, free: bool,
+           answer: StructuredOutputsParams | None) -> StructuredOutputsParams:
     """What is not strict must still be an object when calls are optional; calls that are forced follow their schema."""
     schemas = [(name, _schema(name, f) if f.strict or not free else ANY_OBJECT) for name, f in functions.items()]
     control = {tokenizer.token_str(i): i for i in tokenizer.special_ids}
-    lark = calls_grammar(schemas, form, control, several=several, free=free)
+    lark = calls_grammar(schemas, form, control, several=several, free=free, answer=answer)
     if len(lark) > MAX_LARK_CHARS:
         raise RequestError(f"the tools' grammar has {len(lark)} characters, the most are {MAX_LARK_CHARS}", "tools")
     return StructuredOutputsParams(grammar=lark)

@@ -92,7 +92,7 @@ def main() -> int:
                 return 0
         assert isinstance(first[0], Start)
         engine = Engine.load(first[0].config)
-        faults.install(engine, os.environ.get("GRAMME_FAULTS", ""))
+        faults.install_engine(os.environ.get("GRAMME_FAULTS", ""), engine, inbox)
         run(engine, sock, inbox)
     except (ModelError, ConfigError) as error:
         sock.sendall(pack(Failed(str(error), user=True)))
@@ -108,7 +108,8 @@ def main() -> int:
 
 def _die_with_parent() -> None:
     """The end of the socket is seen between two steps; this also ends a step, and a load, whose server was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the server decides
+    for sig in (signal.SIGINT, signal.SIGHUP):  # of a terminal, go to the whole group: the server decides
+        signal.signal(sig, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[2]):  # it died before the call

@@ -97,9 +97,15 @@ class Stub:
 
     async def chat(self, **body):
         """With openai's own client: the answer, or the list of a stream's chunks."""
+        return await self._ask(lambda client: client.chat.completions, body)
+
+    async def respond(self, **body):
+        return await self._ask(lambda client: client.responses, body)
+
+    async def _ask(self, kind, body):
         async with openai.AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="-", max_retries=0,
                                       http_client=self._http()) as client:
-            reply = await client.chat.completions.create(model="stub", **body)
+            reply = await kind(client).create(model="stub", **body)
             return [chunk async for chunk in reply] if body.get("stream") else reply
 
     def _http(self):

@@ -1,6 +1,7 @@
 """Tools over HTTP with the real client: calls are whole or streamed alike, forced ones follow their schema."""
 import asyncio
 import json
+import re
 
 import jsonschema
 import pytest
@@ -120,7 +121,9 @@ BAD = [
     ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "rm"}}}, "tool_choice"),
     ({"tool_choice": "required"}, "tool_choice"), ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
-    ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": TOOLS, "structured_outputs": {"grammar": 'start: "a"'}}, "structured_outputs"),
+    ({"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+     "response_format"),
     ({"tools": [{"type": "function", "function": {"name": "a", "strict": True, "parameters": {"$ref": "file:///x"}}}]},
      "tools"),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "x"}}}],
@@ -139,6 +142,47 @@ def test_bad_tools_are_refused_by_name_before_the_engine(body, param):
 def test_a_template_that_shows_no_tools_is_refused():
     reply = asyncio.run(Stub("{{ messages }}", "ok").post("/v1/chat/completions", ASK | {"tools": TOOLS}))
     assert reply.status_code == 400 and "shows no tools" in reply.json()["error"]["message"]
+
+
+FLAT = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
+
+
+def respond(stub, **body):
+    return asyncio.run(stub.respond(**{"input": "hi", "tools": FLAT} | body))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("step", [1, 99])
+def test_responses_bring_calls_as_items_whole_and_streamed(form, step):
+    template, text = FORMS[form]
+    whole = respond(Stub(template, text, step=step))
+    message, call = whole.output
+    assert message.content[0].text == "I look." and (call.type, call.name) == ("function_call", "get_weather")
+    assert json.loads(call.arguments) == {"city": "Paris é", "unit": "c"} and whole.status == "completed"
+    events = respond(Stub(template, text, step=step), stream=True)
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert "".join(e.delta for e in events if e.type == "response.function_call_arguments.delta") == call.arguments
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "I look."
+    [done] = [e for e in events if e.type == "response.function_call_arguments.done"]
+    added = [e.item for e in events if e.type == "response.output_item.added"]
+    assert done.arguments == call.arguments and done.item_id == added[1].id and done.output_index == 1
+    assert [(i.type, i.status) for i in events[-1].response.output] == [
+        ("message", "completed"), ("function_call", "completed")]
+
+
+def test_responses_show_the_template_past_calls_and_their_outputs():
+    stub = Stub(FORMS["hermes"][0], "<think>hm</think>It is noon.")
+    past = [{"role": "user", "content": "x"},
+            {"type": "function_call", "call_id": "c1", "name": "now", "arguments": '{"a": 1}'},
+            {"type": "function_call", "call_id": "c2", "name": "now", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "12:00"}]
+    reply = respond(stub, input=past)
+    [given] = stub.templates.given
+    assert [m["role"] for m in given["messages"]] == ["user", "assistant", "tool"]
+    assert [c["function"]["arguments"] for c in given["messages"][1]["tool_calls"]] == [{"a": 1}, {}]
+    assert [t["function"]["name"] for t in given["tools"]] == ["get_weather", "now"]
+    assert [i.type for i in reply.output] == ["reasoning", "message"] and reply.output_text == "It is noon."
+    assert reply.output[0].content[0].text == "hm"
 
 
 # The real engine, whose random model says nothing sensible but under a grammar.
@@ -170,6 +214,24 @@ def test_forced_calls_follow_their_schema(client):
     for call in calls if many.choices[0].finish_reason == "tool_calls" else calls[:-1]:
         schema = next(t["function"]["parameters"] for t in TOOLS if t["function"]["name"] == call.function.name)
         jsonschema.validate(json.loads(call.function.arguments), schema)
+
+
+ANSWER = {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+    "type": "object", "properties": {"ok": {"enum": ["a/b", "c"]}}, "required": ["ok"], "additionalProperties": False}}}
+
+
+@pytest.mark.parametrize("form, whole", [
+    ({"response_format": ANSWER}, r'\s*{\s*"ok"\s*:\s*"(a/b|c)"\s*}\s*'),
+    ({"structured_outputs": {"regex": r"a/b\n?[\/x]{2}"}}, "a/b\n?[/x]{2}"),
+    ({"structured_outputs": {"choice": ["oui", "no\nn"]}}, "oui|no\nn"),
+])
+def test_an_answer_has_its_form_or_is_a_call(client, form, whole):
+    body = {"messages": ASK["messages"], "tools": TOOLS, "max_tokens": 300, "n": 6, "seed": 2, "model": "dummy:tiny"}
+    for choice in client.chat.completions.create(**body, extra_body=form).choices:
+        calls = choice.message.tool_calls or ()
+        assert calls or re.fullmatch(whole, choice.message.content)
+        assert not calls or choice.finish_reason in ("tool_calls", "length")
+        assert all(isinstance(json.loads(c.function.arguments), dict) for c in calls[:-1])
 
 
 def test_strict_calls_that_may_come_follow_their_schema(client):
