@@ -49,6 +49,7 @@ from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
 from gramme.text.tokenizer import Tokenizer
 
+MAX_SEQUENCES = 1024  # of one request: 131,072, as prompts and n alone allow, keep the engine from all others
 LARGE = 64 << 10  # bytes of a body that is parsed beside the event loop
 
 ROUTES: dict[str, tuple[str, str, type | None]] = {  # path: method, Server's method, body
@@ -252,6 +253,8 @@ class Server:
 
     def _job(self, body: Sampled, params: SamplingParams, prompts: list[list[int]], stamps: Stamps, form: Reading,
              param: str = "prompt") -> Job:
+        if len(prompts) * params.n > MAX_SEQUENCES:
+            raise RequestError(f"{len(prompts)} prompts with n {params.n} are more than {MAX_SEQUENCES} answers", "n")
         requests = [self.intake.request(ids, params, stamps, body, param) for ids in prompts]
         return Job(requests, self.llm, self.tokenizer, self.metrics, form)
 

@@ -143,6 +143,7 @@ CASES = (
     + [(f"{path} {body!r:.40}", path, body, 400) for path, body in OTHERS]
     + [(f"model={m!r:.20}", COMPLETE, ask(model=m), status) for m, status in (
         ("other", 404), ("", 404), ("../../x", 404), ("x" * BIG, 400), (5, 400), ("a\r\nb\x1b[31m", 404))]
+    + [("too many answers", COMPLETE, ask(prompt=[[3]] * 1024, n=2), 400)]
     + [("a body that is too large", COMPLETE, b" " * (8 * BIG + 1), 413)]
 )
 GOOD = {  # odd, and right

@@ -57,7 +57,7 @@ def test_where_there_is_no_room_a_body_is_not_even_awaited():
 
 
 def test_waiting_and_running_have_limits():
-    with Served(*TINY, "--max-num-seqs", "1", "--queue-limit-s", "0.1", env=SLOW) as s:
+    with Served(*TINY, "--max-num-seqs", "1", "--queue-limit-s", "1", env={"GRAMME_FAULTS": "slow:50"}) as s:
         [future] = started(s, 1)
         status, reply = s.post("/v1/completions", ASK)
         assert (status, reply["error"]["code"]) == (503, "queue_timeout") and not ends_with_error(future.result()[1])
