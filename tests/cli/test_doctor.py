@@ -55,3 +55,15 @@ def test_a_level_that_gives_a_wrong_answer_is_passed_over_aloud(monkeypatch, cap
     monkeypatch.setattr(known, "right", lambda level: level != LEVELS[0])
     level, said = level_of(capsys)
     assert level.startswith(f"{LEVELS[1]} (") and f"the {LEVELS[0]} kernels gave a wrong answer" in said
+
+
+@pytest.mark.skipif(len(LEVELS) < 2, reason="this processor runs one level")
+def test_an_untested_level_is_passed_over_aloud_unless_it_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(library, "UNTESTED", LEVELS[:1])
+    monkeypatch.setattr(known, "UNTESTED", LEVELS[:1])
+    level, said = level_of(capsys)
+    assert level.startswith(f"{LEVELS[1]} (") and f"the {LEVELS[0]} kernels are untested" in said
+    known.best_level.cache_clear()
+    monkeypatch.setenv("GRAMME_CPU_LEVEL", LEVELS[0])
+    level, said = level_of(capsys)
+    assert level.startswith(f"{LEVELS[0]} (") and "untested" in level and said == ""

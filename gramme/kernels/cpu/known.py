@@ -8,7 +8,7 @@ from gramme.formats.grouped import Grouped
 from gramme.kernels import reference
 from gramme.kernels.cpu.kernels import CpuKernels
 from gramme.kernels.cpu.layout import pack
-from gramme.kernels.cpu.library import EMULATED, choose, forced, levels
+from gramme.kernels.cpu.library import UNTESTED, choose, forced, levels
 
 
 @cache
@@ -23,7 +23,7 @@ def best_level() -> str:
 def said() -> str:
     """The level, who chose it, and those that could be had. Raises ConfigError for a wrong GRAMME_CPU_LEVEL."""
     how = "forced by GRAMME_CPU_LEVEL" if forced() else "the best that gives the known answers"
-    tested = "; tested under emulation only, speed unknown" if best_level() in EMULATED else ""
+    tested = "; untested" if best_level() in UNTESTED else ""
     return f"{best_level()} ({how}{tested}; this processor runs {', '.join(levels())})"
 
 

@@ -83,6 +83,7 @@ static inline vd dot_begin(vi sum) { return sum; }
 static inline vd dot_small(vd acc, vi codes, vi act) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(act));
 }
+static inline vd dot_now(vd acc) { return acc; }
 static inline vi dot_end(vi, vd acc) { return acc; }
 // Unsigned by signed is an extension of later cores (i8mm), so bytes are made signed first.
 static inline vi dot_bytes(vi sum, vi codes, vi act) {
