@@ -26,7 +26,7 @@ class RunOptions:
     raw: bool = option(False, "continue the prompt as it stands, without the chat template")
     json: bool = option(False, "no streaming; end with one line of JSON")
     verbose: bool = option(False, "say where the time to the first token went, how far the predictions were "
-                                   "off, and what the answer cost")
+                                   "off, what the answer cost, and which optimisations act")
     calibration: bool = option(True, "learn from the errors of predictions, and use what was learnt")
 
 

@@ -14,6 +14,7 @@ from gramme.cli.progress import Bar
 from gramme.config import ConfigError, EngineConfig
 from gramme.llm.engine import Engine
 from gramme.llm.llm import LLM, Prompt
+from gramme.llm.report import Facts, report, text
 from gramme.request import RequestError, RequestOutput, SamplingParams
 
 EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
@@ -31,6 +32,9 @@ def main(args: argparse.Namespace) -> None:
             if len(prompts) > 1 and not asked.json:
                 print(f"> {prompt}", flush=True)
             _answer(llm, prompt, params, asked, before)
+        if asked.verbose:
+            e = llm.engine
+            print(*text(report(Facts(config, e.model, e.plan, e.loaded, e.stats()))), sep="\n", file=sys.stderr)
     finally:
         llm.close()
 

@@ -188,6 +188,7 @@ class LLM:
             assembly.handed_over()
             if assembly.reasons[u.index] and u.finish_reason is None:
                 self.engine.finish(u.id, u.index, "stop")
+        self.engine.handed_over()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Meter:
         return parts
 
     def end(self, now_s: float, busy: bool) -> None:
-        """A step ends; `busy`: there is work left."""
+        """A step ends, or the handing over of what it brought; `busy`: there is work left."""
         if not busy:  # nobody else will come to pay for the end of it
             self.other_s += now_s - self._counted_s
             self._counted_s = now_s

@@ -168,7 +168,7 @@ def _recorded(f: Facts) -> Line:
     if f.plan.backend == "cuda":
         unseen = "sizes are captured while the engine is idle, and no step has met one"
     return Line("recorded steps", "auto", "engaged" if s.replayed else "waiting", why="" if s.replayed else unseen,
-                effect=f"{s.replayed} of {s.steps} steps replayed, {s.replayed / s.steps:.0%}; {s.captured} shapes")
+                effect=f"{s.replayed} of {s.steps} steps replayed, {s.replayed / s.steps:.0%}; recorded: {s.captured}")
 
 
 def _ahead(f: Facts) -> Line:

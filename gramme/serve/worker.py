@@ -61,6 +61,7 @@ def run(engine: Engine, sock: socket.socket, inbox: Inbox | None = None) -> None
             _handle(engine, sock, message)
         if engine.busy:
             sock.sendall(pack(Updates(engine.step(), engine.stats())))
+            engine.handed_over()
 
 
 def _handle(engine: Engine, sock: socket.socket, message: ToEngine) -> None:
