@@ -65,7 +65,7 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         s = x @ x.T
-        x = a * x + (b * s + c * (s @ s)) @ x
+        x = torch.addmm(x, torch.addmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).float()
 
 

@@ -35,6 +35,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.98)
     seed: int = 0
     bf16: bool = False  # products in bfloat16; weights, moments and sums stay float32
+    compiled: bool = False  # what stands between products is compiled by torch.compile; a C++ compiler is needed
     loss_chunk_tokens: int = 1024  # whose logits exist at a time
     checkpoint_s: float = 60.0
     check_steps: int = 250  # between two looks at the held-out loss

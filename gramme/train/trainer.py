@@ -23,7 +23,7 @@ from gramme.models.decoder import Decoder
 from gramme.models.load import build, random_source
 from gramme.train import checkpoint
 from gramme.train.ledger import held, predict
-from gramme.train.ops import ChunkedCrossEntropy, training_ops
+from gramme.train.ops import PLAIN, Bodies, ChunkedCrossEntropy, bodies, training_ops
 from gramme.train.optimizer import optimizers, schedule, set_rates
 from gramme.train.progress import Line, measured_peak, operations
 from gramme.train.recipe import Recipe
@@ -32,7 +32,7 @@ from gramme.train.rows import Batch
 Source = Callable[[int], Batch]  # number of a micro-batch -> its rows
 
 
-def new_decoder(m: ModelConfig, seed: int, dtype: str = "float32") -> Decoder:
+def new_decoder(m: ModelConfig, seed: int, dtype: str = "float32", b: Bodies = PLAIN) -> Decoder:
     """Random weights; the two matrices that write to the residual stream start smaller by sqrt(2 L)."""
     draw, eager = random_source(m, seed), backend("eager")
 
@@ -42,7 +42,7 @@ def new_decoder(m: ModelConfig, seed: int, dtype: str = "float32") -> Decoder:
             return np.zeros_like(a) if name.endswith("bias") else np.ones_like(a)
         return a / np.float32(math.sqrt(2 * m.layers)) if name.endswith((".o", ".down")) else a
 
-    fast = replace(eager, ops=training_ops(eager.ops, getattr(torch, dtype)))
+    fast = replace(eager, ops=training_ops(eager.ops, getattr(torch, dtype), b))
     decoder = build(m, source, fast, dtype, m.max_positions)
     for _, a in decoder.named_weights():
         a.requires_grad_(True)
@@ -57,13 +57,13 @@ def rows_step(tokens: Tensor) -> Step:
     return Step(tokens.flatten(), i % length, i, starts, lengths, i[:0], i, length, length)
 
 
-def loss(decoder: Decoder, batch: Batch, chunk: int) -> Tensor:
+def loss(decoder: Decoder, batch: Batch, chunk: int, b: Bodies = PLAIN) -> Tensor:
     """Weighted sum of the next tokens' cross-entropy, nats; tokens of weight 0 never reach the head."""
     tokens, weights = torch.from_numpy(batch[0]).long(), torch.from_numpy(batch[1]).flatten()
     x, r = decoder.hidden(rows_step(tokens[:, :-1]), None)
     rows = weights.nonzero()[:, 0]
     targets, normed = tokens[:, 1:].flatten()[rows], decoder.normed((x[rows], r[rows]))
-    return ChunkedCrossEntropy.apply(normed, decoder.head.packed, targets, weights[rows], chunk)
+    return ChunkedCrossEntropy.apply(normed, decoder.head.packed, targets, weights[rows], chunk, b)
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,15 @@ class Trainer:
     worker: Decoder  # which runs: the same, or its copy in bfloat16
     optimizers: Sequence[torch.optim.Optimizer]
     pool: ThreadPoolExecutor
+    bodies: Bodies
 
     @classmethod
     def new(cls, m: ModelConfig, recipe: Recipe, pool: ThreadPoolExecutor) -> "Trainer":
-        decoder = new_decoder(m, recipe.seed)
-        worker = new_decoder(m, recipe.seed, "bfloat16") if recipe.bf16 else decoder
+        b = bodies(recipe.compiled)
+        decoder = new_decoder(m, recipe.seed, b=b)
+        worker = new_decoder(m, recipe.seed, "bfloat16", b) if recipe.bf16 else decoder
         rules = optimizers(dict(decoder.named_weights()), heights(m), recipe, pool.map)
-        return cls(recipe, decoder, worker, rules, pool)
+        return cls(recipe, decoder, worker, rules, pool, b)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -111,7 +113,7 @@ class Trainer:
         """Nats a token."""
         self.refresh()
         with torch.no_grad():
-            nats = sum(loss(self.worker, batch, self.recipe.loss_chunk_tokens).item() for batch in batches)
+            nats = sum(self._loss(batch).item() for batch in batches)
         return nats / float(sum(weights.sum() for _, weights in batches))
 
     def refresh(self) -> None:
@@ -126,14 +128,17 @@ class Trainer:
         weights = list(self.weights.values())
         low = [a for _, a in self.worker.named_weights()]
         with held(weights + low + [self.worker.rope_table]) as count:
-            loss(self.worker, batch, self.recipe.loss_chunk_tokens)
+            self._loss(batch)
             activations = count()
         predicted = predict(m, sum(a.numel() for a in weights), *batch[1].shape, int((batch[1] > 0).sum()),
                             2 if self.recipe.bf16 else 4, self.recipe.loss_chunk_tokens)
         return {"predicted": asdict(predicted), "measured": {"activations": activations}}
 
+    def _loss(self, batch: Batch) -> Tensor:
+        return loss(self.worker, batch, self.recipe.loss_chunk_tokens, self.bodies)
+
     def _gradients(self, batch: Batch, counted: float) -> tuple[float, tuple[Tensor, ...]]:
-        value = loss(self.worker, batch, self.recipe.loss_chunk_tokens) / counted
+        value = self._loss(batch) / counted
         return value.item(), torch.autograd.grad(value, [a for _, a in self.worker.named_weights()])
 
 
