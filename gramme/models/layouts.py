@@ -27,7 +27,7 @@ from gramme.plan.hardware import cache_directory
 from gramme.plan.units import gb
 from gramme.quant.weights import Dense, Integers, Weight
 
-VERSION = 2  # of the file and of the layouts of all kernels
+VERSION = 3  # of the file and of the layouts of all kernels
 MAGIC = b"gramme-layout-1\n"
 PAGE = 4096
 LEAST_BYTES = 64 << 20  # of weights: smaller ones are laid out in a blink
