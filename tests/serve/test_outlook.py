@@ -8,9 +8,11 @@ from statistics import median
 from types import SimpleNamespace
 
 import pytest
-from canary import ASK, Served
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("openai")
+from canary import ASK, Served
 from stub import Stub
 
 from gramme.cli.main import run
