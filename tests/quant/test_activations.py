@@ -7,6 +7,7 @@ import pytest
 from gramme.config import EngineConfig
 from gramme.evals import texts
 from gramme.evals.subject import run_layers, window_step
+from gramme.formats.grouped import dense
 from gramme.kernels.load import backend
 from gramme.kernels.present import available
 from gramme.models.load import build
@@ -24,6 +25,7 @@ def quantised(group):
 
     def source(name):
         a = opened.source(name)
+        a = a if isinstance(a, np.ndarray) else dense(a)
         return round_to_nearest(a, 4, group) if a.ndim == 2 else a
 
     return opened, kernels, build(opened.config, source, kernels, "int4", 128)
