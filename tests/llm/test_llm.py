@@ -179,7 +179,9 @@ def test_an_embedding_is_the_pooled_hidden_state_of_the_prompt_alone(llm, poolin
     for prompt, out in zip(prompts, llm.embed(prompts, pooling), strict=True):
         ids = llm.tokenizer.encode(prompt)
         states = hidden_states(llm, ids)
-        np.testing.assert_allclose(out.embedding, states.mean(0) if pooling == "mean" else states[-1], atol=2e-3)
+        wanted = states.mean(0) if pooling == "mean" else states[-1]
+        # K and V of float16 may move a code of the integer activations by one; another pooling is off by half and more
+        assert np.linalg.norm(out.embedding - wanted) < 0.03 * np.linalg.norm(wanted)
         assert list(out.prompt_token_ids) == ids
 
 
