@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from gramme.config import ModelConfig
 from gramme.models.decoder import Decoder
 
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
 
 def export(decoder: Decoder, m: ModelConfig, run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
@@ -16,7 +18,7 @@ def export(decoder: Decoder, m: ModelConfig, run: Path, out: Path) -> None:
               {"format": "pt"})
     (out / "config.json").write_text(json.dumps(hf_config(m), indent=1) + "\n")
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "temperature": 0.0}) + "\n")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in TEXT_FILES:
         shutil.copy(run / name, out / name)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from gramme.config import ConfigError
+from gramme.config import ConfigError, EngineConfig
+from gramme.models.load import Source
+from gramme.models.open import EMBEDDED, open_model
 from gramme.train import dialogues, rows
 from gramme.train.curve import draw
-from gramme.train.export import export
+from gramme.train.export import TEXT_FILES, export
 from gramme.train.recipe import RunConfig, read_config
 from gramme.train.rows import Batch, Dialogues, Kind, Mix, Stream
 from gramme.train.texts import Texts, parts, read_texts
@@ -20,6 +22,8 @@ from gramme.train.trainer import train
 
 CHECK_ROWS = 400  # held-out translations whose loss is logged
 HELD_OUT = "held_out.json"
+SHAPE = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ff_width", "rope", "tied_embeddings",
+         "qkv_bias", "o_bias", "mlp_bias", "qk_norm")  # what a run and the model that it begins with share
 
 
 def run(config_file: Path, data: Path, folder: Path) -> Path:
@@ -27,14 +31,28 @@ def run(config_file: Path, data: Path, folder: Path) -> Path:
     config = read_config(config_file)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(config_file, folder / "config.toml")
+    start = starting_weights(config, folder) if config.recipe.start else None
     kinds = _kinds(config, data, folder)
     if unknown := set(config.mix) - set(kinds):
         raise ConfigError(f"{config_file}: [mix] names {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
     mixed = Mix({name: kinds[name] for name in config.mix}, config.mix, config.recipe.seed)
-    decoder = train(config.model, mixed, config.recipe, folder, list(_checked(config, folder)))
+    decoder = train(config.model, mixed, config.recipe, folder, list(_checked(config, folder)), start)
     draw(folder / "log.jsonl", folder / "curve.png")
     export(decoder, config.model, folder, folder / "model")
     return folder / "model"
+
+
+def starting_weights(config: RunConfig, folder: Path) -> Source:
+    """The weights that the run begins with; their tokenizer and template become the run's."""
+    name = config.recipe.start
+    opened = open_model(EngineConfig(model="" if name == "embedded" else name))
+    differing = [key for key in SHAPE if getattr(opened.config, key) != getattr(config.model, key)]
+    if differing:
+        raise ConfigError(f"[recipe] start = {name!r}: that model differs from [model] in {', '.join(differing)}")
+    for file in TEXT_FILES:
+        if not (folder / file).exists():
+            shutil.copy((EMBEDDED if name == "embedded" else Path(name)) / file, folder / file)
+    return opened.source
 
 
 def _kinds(config: RunConfig, data: Path, folder: Path) -> dict[str, Kind]:
@@ -45,7 +63,7 @@ def _kinds(config: RunConfig, data: Path, folder: Path) -> dict[str, Kind]:
         (folder / HELD_OUT).write_text(json.dumps(
             {"pairs": texts.held_out_pairs, "novels": texts.held_out_novels}, ensure_ascii=False))
         if not (folder / "tokenizer.json").exists():
-            save_tokenizer(train_tokenizer(_sample(texts), config.model.vocab_size), folder)
+            save_tokenizer(train_tokenizer(sample(texts), config.model.vocab_size), folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         rows.save(_cut(config, texts, tokenizer), kept)
     return rows.load(kept, recipe.length, recipe.batch_tokens, recipe.seed)
@@ -87,7 +105,7 @@ def _checked(config: RunConfig, folder: Path) -> Iterator[Batch]:
     yield from (kind.batch(i) for i in range(len(kind)))
 
 
-def _sample(texts: Texts) -> list[str]:
+def sample(texts: Texts) -> list[str]:
     """Equal parts of each language, of sentences and of novels."""
     pairs = random.Random(1).sample(texts.pairs, min(60_000, len(texts.pairs)))
     novels = [book[2000:32_000] for books in texts.novels.values() for book in books[:60]]

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from gramme.config import ModelConfig
+from gramme.formats.grouped import dense
 from gramme.kernels.load import backend
 from gramme.kernels.ops import Step
 from gramme.models.decoder import Decoder
-from gramme.models.load import build, random_source
+from gramme.models.load import Matrix, build, random_source
+from gramme.models.load import Source as Weights
 from gramme.train import checkpoint
 from gramme.train.ledger import held, predict
 from gramme.train.ops import PLAIN, Bodies, ChunkedCrossEntropy, bodies, training_ops
@@ -32,9 +34,19 @@ from gramme.train.rows import Batch
 Source = Callable[[int], Batch]  # number of a micro-batch -> its rows
 
 
-def new_decoder(m: ModelConfig, seed: int, dtype: str = "float32", b: Bodies = PLAIN) -> Decoder:
+def new_decoder(m: ModelConfig, start: Weights, dtype: str = "float32", b: Bodies = PLAIN) -> Decoder:
+    """The weights of `start` as floats that take gradients."""
+    eager = backend("eager")
+    fast = replace(eager, ops=training_ops(eager.ops, getattr(torch, dtype), b))
+    decoder = build(m, lambda name: _floats(start(name)), fast, dtype, m.max_positions)
+    for _, a in decoder.named_weights():
+        a.requires_grad_(True)
+    return decoder
+
+
+def fresh(m: ModelConfig, seed: int) -> Weights:
     """Random weights; the two matrices that write to the residual stream start smaller by sqrt(2 L)."""
-    draw, eager = random_source(m, seed), backend("eager")
+    draw = random_source(m, seed)
 
     def source(name: str) -> np.ndarray:
         a = draw(name)
@@ -42,11 +54,11 @@ def new_decoder(m: ModelConfig, seed: int, dtype: str = "float32", b: Bodies = P
             return np.zeros_like(a) if name.endswith("bias") else np.ones_like(a)
         return a / np.float32(math.sqrt(2 * m.layers)) if name.endswith((".o", ".down")) else a
 
-    fast = replace(eager, ops=training_ops(eager.ops, getattr(torch, dtype), b))
-    decoder = build(m, source, fast, dtype, m.max_positions)
-    for _, a in decoder.named_weights():
-        a.requires_grad_(True)
-    return decoder
+    return source
+
+
+def _floats(a: Matrix) -> np.ndarray:
+    return a if isinstance(a, np.ndarray) else dense(a)
 
 
 def rows_step(tokens: Tensor) -> Step:
@@ -78,10 +90,10 @@ class Trainer:
     bodies: Bodies
 
     @classmethod
-    def new(cls, m: ModelConfig, recipe: Recipe, pool: ThreadPoolExecutor) -> "Trainer":
-        b = bodies(recipe.compiled)
-        decoder = new_decoder(m, recipe.seed, b=b)
-        worker = new_decoder(m, recipe.seed, "bfloat16", b) if recipe.bf16 else decoder
+    def new(cls, m: ModelConfig, recipe: Recipe, pool: ThreadPoolExecutor, start: Weights | None = None) -> "Trainer":
+        b, start = bodies(recipe.compiled), start or fresh(m, recipe.seed)
+        decoder = new_decoder(m, start, b=b)
+        worker = new_decoder(m, start, "bfloat16", b) if recipe.bf16 else decoder
         rules = optimizers(dict(decoder.named_weights()), heights(m), recipe, pool.map)
         return cls(recipe, decoder, worker, rules, pool, b)
 
@@ -142,12 +154,13 @@ class Trainer:
         return value.item(), torch.autograd.grad(value, [a for _, a in self.worker.named_weights()])
 
 
-def train(m: ModelConfig, source: Source, recipe: Recipe, folder: Path, held_out: Sequence[Batch] = ()) -> Decoder:
-    """Run, or go on with, the training in `folder`."""
+def train(m: ModelConfig, source: Source, recipe: Recipe, folder: Path, held_out: Sequence[Batch] = (),
+          start: Weights | None = None) -> Decoder:
+    """Run, or go on with, the training in `folder`; a new run begins with the weights of `start`, or random ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
     with ThreadPoolExecutor(recipe.workers) as pool:
-        trainer, saved_s = Trainer.new(m, recipe, pool), time.monotonic()
+        trainer, saved_s = Trainer.new(m, recipe, pool, start), time.monotonic()
         first = checkpoint.resume(folder, trainer.weights, trainer.optimizers)
         (folder / "ledger.json").write_text(json.dumps(trainer.ledger(m, source(0)), indent=1))
         line = Line(sys.stderr, recipe.steps, measured_peak(recipe.workers))

@@ -13,7 +13,7 @@ from gramme.config import ModelConfig  # noqa: E402
 from gramme.train import checkpoint, trainer  # noqa: E402
 from gramme.train.export import export, hf_config, hf_tensors  # noqa: E402
 from gramme.train.recipe import Recipe  # noqa: E402
-from gramme.train.trainer import Trainer, loss, new_decoder, train  # noqa: E402
+from gramme.train.trainer import Trainer, fresh, loss, new_decoder, train  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -39,7 +39,7 @@ def logged(folder):
 def test_gradients_equal_those_of_transformers(length):
     transformers = pytest.importorskip("transformers")
     m = replace(M, max_positions=128)
-    ours = new_decoder(m, 0)
+    ours = new_decoder(m, fresh(m, 0))
     with torch.no_grad():
         for name, a in ours.named_weights():
             if "norm" in name:
@@ -78,14 +78,14 @@ def test_gradients_equal_those_of_transformers(length):
 def test_products_in_bfloat16_give_the_same_gradients_roughly():
     gradients = []
     for dtype in ("float32", "bfloat16"):
-        decoder = new_decoder(M, 0, dtype)
+        decoder = new_decoder(M, fresh(M, 0), dtype)
         loss(decoder, batch(0), 10).backward()
         gradients.append(torch.cat([a.grad.flatten().float() for _, a in decoder.named_weights()]))
     assert torch.nn.functional.cosine_similarity(*gradients, 0) > 0.999
 
 
 def test_the_loss_does_not_depend_on_the_chunk():
-    whole, parts = (loss(new_decoder(M, 0), batch(0), chunk) for chunk in (1000, 7))
+    whole, parts = (loss(new_decoder(M, fresh(M, 0)), batch(0), chunk) for chunk in (1000, 7))
     torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
 
 
@@ -168,7 +168,7 @@ def test_an_exported_model_is_read_back(tmp_path):
 
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / name).write_text("{}")
-    decoder = new_decoder(M, 0)
+    decoder = new_decoder(M, fresh(M, 0))
     export(decoder, M, tmp_path, tmp_path / "model")
     config = read_config(tmp_path / "model")
     assert (config.width, config.layers, config.tied_embeddings) == (M.width, M.layers, True)
@@ -178,7 +178,7 @@ def test_an_exported_model_is_read_back(tmp_path):
 
 
 def test_heights_are_those_of_the_matrices():
-    weights = dict(new_decoder(M, 0).named_weights())
+    weights = dict(new_decoder(M, fresh(M, 0)).named_weights())
     for name, rows in trainer.heights(M).items():
         assert sum(rows) == len(weights.pop(name))
     assert all(a.ndim == 1 for name, a in weights.items() if name != "embed")
