@@ -10,13 +10,17 @@ from gramme.evals import prompts, translate
 from gramme.evals.bias import bias, read_crows, wilson
 from gramme.evals.prompts import HONEST, PROMPTS, repetition
 from gramme.evals.translate import PAIRS, read_pairs
+from gramme.request import SamplingParams
 
 
 class Parrot:
-    """Answers every question with what stands after the colon."""
+    """Answers every question with what stands after the colon; recommends warmth, and a penalty."""
+
+    def default_params(self, **given):
+        return SamplingParams(**{"temperature": 0.7, "repetition_penalty": 1.1} | given)
 
     def generate(self, asked, params):
-        assert params.temperature == 0
+        assert (params.temperature, params.repetition_penalty) == (0, 1.1)
         return [Reply(p["messages"][0]["content"].split(": ", 1)[-1]) for p in asked]
 
 
