@@ -1,12 +1,13 @@
 """What 4 bits cost the embedded model, in French and in English, by method and group size.
 
-    python bench/quality.py [MODEL]      needs torch and matplotlib; minutes
+    python bench/quality.py [MODEL] [--folder DIR]      needs torch and matplotlib; minutes
 
 One calibration pass solves every recipe; each is judged on the held-out texts that come with gramme, against the model
-in float32. Writes bench/results/quality.json and quality.png.
+in float32. With a folder, solved layers and judged recipes are kept in it and another run goes on from there. Writes
+bench/results/quality.json and quality.png.
 """
+import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -17,15 +18,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from startup import machine
 
 from gramme import __version__
 from gramme.config import ConfigError, EngineConfig
 from gramme.evals import texts
 from gramme.models.open import open_model
-from gramme.quantize.gate import Limits, candidate, judge, reference
+from gramme.quantize.gate import Limits, candidate, failures, judge, reference
 from gramme.quantize.recipe import Recipe
 from gramme.quantize.run import Task, calibration_windows, set_threads, solve, true_dtype
-from gramme.quantize.work import Work
+from gramme.quantize.work import Work, write_text
 
 RESULTS = Path(__file__).parent / "results"
 GROUPS = (32, 64, 128)
@@ -37,31 +39,37 @@ WINDOW = 256  # tokens: the length that the embedded model was trained on
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else ""
-    set_threads(1)
-    opened = open_model(EngineConfig(model=model))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="")
+    parser.add_argument("--folder", type=Path, help="kept, to go on from")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    opened = open_model(EngineConfig(model=args.model))
     m = true_dtype(opened)
     recipes = {f"{name} {group}": Recipe(method=method, group=group, format=form)
                for name, (method, form) in SERIES.items() for group in GROUPS}
     recipes["int8"] = Recipe(method="rtn", bits=8, group=32)
     recipes["GGUF Q4_0, GPTQ"] = Recipe(method="gptq", group=32, format="gguf")
     refused = {name: reason for name, r in recipes.items() if (reason := reason_against(r, m))}
-    task = Task(model, replace(opened, config=m), {k: r for k, r in recipes.items() if k not in refused},
+    task = Task(args.model, replace(opened, config=m), {k: r for k, r in recipes.items() if k not in refused},
                 texts.shipped("calibration"), window=WINDOW)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(task, Path(folder) / "work")
+        found = measure(task, args.folder or Path(folder))
     record = {
         "command": "python bench/quality.py", "gramme": __version__, "model": opened.name,
         "parameters": m.parameters, "layers": m.layers, "width": m.width, "ff_width": m.ff_width,
-        "window": WINDOW, "calibration_tokens": task.tokens, "machine": f"{platform.machine()}, {platform.system()}",
-        "seconds": round(time.monotonic() - began), "refused": refused, "losses": found,
+        "window": WINDOW, "calibration_tokens": task.tokens, "machine": machine(),
+        "seconds": round(time.monotonic() - began), "refused": refused, "worse_than_rtn": worse(found),
+        "losses": found,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
     plot(found, RESULTS / "quality.png")
     print(table(found, refused))
-    print(json.dumps({"results": str(RESULTS / "quality.json"), "seconds": record["seconds"]}))
+    print(json.dumps({"results": str(RESULTS / "quality.json"), "seconds": record["seconds"],
+                      "worse_than_rtn": record["worse_than_rtn"]}))
 
 
 def reason_against(recipe: Recipe, m: object) -> str | None:
@@ -73,16 +81,28 @@ def reason_against(recipe: Recipe, m: object) -> str | None:
 
 
 def measure(task: Task, folder: Path) -> dict[str, dict[str, dict]]:
-    """recipe -> language -> `Loss` as a record"""
+    """recipe -> language -> `Loss` as a record, and "gate" -> why it would be refused"""
     cut = calibration_windows(task)
-    work = Work(folder, task.describe(cut))
+    work = Work(folder / "work", task.describe(cut))
+    rows = work.path / "rows.json"
+    found = json.loads(rows.read_text()) if rows.exists() else {}
     solve(task, work, cut, task.config.layers, lambda done, total: print(f"layer {done} of {total}", file=sys.stderr))
-    original, held_out, found = reference(task), texts.shipped("held-out"), {}
+    original, held_out = reference(task), texts.shipped("held-out")
     for name in task.recipes:
-        print(name, file=sys.stderr)
-        losses = judge(original, candidate(task, name, work, original), held_out, WINDOW, lambda language: quiet)
-        found[name] = {language: asdict(loss) for language, loss in losses.items()}
-    return found
+        if name not in found:
+            print(name, file=sys.stderr)
+            losses = judge(original, candidate(task, name, work, original), held_out, WINDOW, lambda language: quiet)
+            found[name] = {language: asdict(loss) for language, loss in losses.items()}
+            found[name]["gate"] = failures(losses, Limits())
+            write_text(rows, json.dumps(found))
+    return {name: found[name] for name in task.recipes}
+
+
+def worse(found: dict) -> list[str]:
+    """Where AWQ or GPTQ lose more, by mean KL, than rounding with the same bits and groups."""
+    kl = lambda name, language: found[name][language]["kl"]["value"]
+    return [f"{name} {group}, {language}" for group in GROUPS for name in SERIES if f"{name} {group}" in found
+            for language in texts.LANGUAGES if kl(f"{name} {group}", language) > kl(f"RTN {group}", language)]
 
 
 def quiet(done: int, total: int) -> None:
@@ -90,15 +110,16 @@ def quiet(done: int, total: int) -> None:
 
 
 def table(found: dict, refused: dict[str, str]) -> str:
-    languages = list(next(iter(found.values())))
+    languages = texts.LANGUAGES
     figures = "perplexity", "rise, %", "mean KL, nats", "KL p99", "top-1, %"
     head = " | ".join(f"{x} {figure}" for x in languages for figure in figures)
-    rows = [f"| recipe, group | {head} |", "| --- |" + " --- |" * (5 * len(languages))]
+    rows = [f"| recipe, group | {head} | gate |", "| --- |" + " --- |" * (5 * len(languages) + 1)]
     first = next(iter(found.values()))
     cells = " | ".join(f"{first[x]['reference_perplexity']['value']:.2f} | 0 | 0 | 0 | 100" for x in languages)
-    rows.append(f"| float32 | {cells} |")
+    rows.append(f"| float32 | {cells} | |")
     for name, losses in found.items():
-        rows.append(f"| {name} | " + " | ".join(cell(losses[x]) for x in languages) + " |")
+        gate = "refuses" if losses["gate"] else "accepts"
+        rows.append(f"| {name} | " + " | ".join(cell(losses[x]) for x in languages) + f" | {gate} |")
     return "\n".join(rows + [f"| {name} | refused: {why} |" for name, why in refused.items()])
 
 
@@ -110,7 +131,7 @@ def cell(x: dict) -> str:
 
 
 def plot(found: dict, path: Path) -> None:
-    languages = list(next(iter(found.values())))
+    languages = texts.LANGUAGES
     figure, axes = plt.subplots(1, len(languages), figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, language in zip(axes, languages, strict=True):
         for i, name in enumerate(SERIES):

@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     named = texts.read(asked.text) if asked.text else texts.shipped("held-out")
     record: dict[str, Any] = {"model": model.name, "window": window, "stride": asked.stride or window}
     if args.measure == "kl":
-        reference = load(_reference(engine, asked.reference), window)
+        reference = load(_reference(engine, asked.reference), window, exact=True)
         record["reference"] = reference.name
         record["texts"] = {name: _loss(reference, model, text, name, record) for name, text in named.items()}
     else:

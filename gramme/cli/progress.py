@@ -3,6 +3,8 @@ import shutil
 import sys
 import time
 
+from gramme.plan.units import minutes
+
 SOON_S = 0.3  # what is done by then needs no bar
 
 
@@ -27,9 +29,3 @@ class Bar:
         print(f"\r{line}", end="", file=sys.stderr, flush=True)
         if done >= total:
             print(file=sys.stderr)
-
-
-def minutes(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

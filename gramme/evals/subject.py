@@ -4,15 +4,16 @@ Whole windows run layer by layer, so memory is the embedding, one layer and the 
 model; logits exist for at most LOGIT_ROWS tokens at once.
 """
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from gramme.config import ConfigError, EngineConfig, ModelConfig
 from gramme.kernels.load import Backend, backend
 from gramme.kernels.ops import Array, Device, Step
+from gramme.kernels.present import available
 from gramme.models.decoder import Decoder, Layer
-from gramme.models.load import build
+from gramme.models.load import as_floats, build
 from gramme.models.open import open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan
@@ -20,6 +21,7 @@ from gramme.text.tokenizer import Tokenizer, load_tokenizer
 
 LOGIT_ROWS = 128  # 128 x 152k float64 are 156 MB, and a few such arrays live at once
 PASS_TOKENS = 16384  # a pass reads every layer once for so many tokens
+KEPT_TOKENS = 2 * PASS_TOKENS  # whose states a reference keeps
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,39 @@ class Subject:
             yield self.device.get(self.decoder.logits((states[i : i + LOGIT_ROWS], None), None))
 
 
-def load(engine: EngineConfig, window: int) -> Subject:
-    """Raises ModelError or ConfigError with one line that says what is wrong."""
+@dataclass(frozen=True)
+class Reference(Subject):
+    """Keeps the states of the windows that it ran first: several models are compared with it on the same ones."""
+
+    kept: dict[bytes, Array] = field(default_factory=dict, init=False)
+
+    def states(self, windows: Sequence[np.ndarray]) -> list[Array]:
+        keys = [w.tobytes() for w in windows]
+        if all(key in self.kept for key in keys):
+            return [self.kept[key] for key in keys]
+        states = super().states(windows)
+        if sum(map(len, self.kept.values())) + sum(map(len, states)) <= KEPT_TOKENS:
+            self.kept.update(zip(keys, states, strict=True))
+        return states
+
+
+def load(engine: EngineConfig, window: int, exact: bool = False) -> Subject:
+    """`exact`: every weight in float32, and no activation rounded, where the engine would multiply integers.
+
+    Raises ModelError or ConfigError with one line that says what is wrong."""
     opened = open_model(engine)
     m, kernels, dtype = opened.config, *chosen(opened.config, engine)
     if not 2 <= window <= m.max_positions:
         raise ConfigError(f"a window must have from 2 to {m.max_positions} tokens, the model's context, not {window}")
-    decoder = build(m, opened.source, kernels, dtype, window, streamed=True)
+    source, dtype = (as_floats(opened.source), "float32") if exact else (opened.source, dtype)
+    decoder = build(m, source, kernels, dtype, window, streamed=True)
     return Subject(opened.name, m, load_tokenizer(opened.text), decoder, kernels.device)
 
 
 def chosen(m: ModelConfig, engine: EngineConfig) -> tuple[Backend, str]:
     """Kernels and storage, as the planner decides for a model of one layer: no more than that is ever in memory."""
-    decided = plan(replace(m, layers=1, windows=m.windows[:1]), engine, this_machine())
-    return backend(decided.backend), decided.dtype
+    decided = plan(replace(m, layers=1, windows=m.windows[:1]), engine, replace(this_machine(), backends=available()))
+    return backend(decided.backend, decided.threads), decided.dtype
 
 
 def window_step(device: Device, windows: Sequence[np.ndarray]) -> Step:

@@ -115,6 +115,15 @@ def build(m: ModelConfig, source: Source, backend: Backend, dtype: str, position
     )
 
 
+def as_floats(source: Source) -> Source:
+    """The same tensors, integers as the floats that they stand for, for which no kernel rounds activations."""
+    def read(name: str) -> np.ndarray:
+        a = source(name)
+        return a if isinstance(a, np.ndarray) else dense(a)
+
+    return read
+
+
 def _weight(parts: Sequence[Matrix], bias: np.ndarray | None, backend: Backend, dtype: str, most: int) -> Weight:
     """One weight of matrices below each other, for activations of which at most so many share a scale."""
     bits = INTEGER_BITS.get(dtype)

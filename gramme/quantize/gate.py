@@ -6,19 +6,18 @@ import numpy as np
 import torch
 
 from gramme.evals.scores import Window, compare, compared, windows
-from gramme.evals.subject import Subject, advance, window_step
+from gramme.evals.subject import Reference, Subject, advance, window_step
 from gramme.evals.summary import Figure, Loss, loss
 from gramme.formats.grouped import Grouped
 from gramme.kernels.load import backend
 from gramme.kernels.ops import Array
-from gramme.models.load import Source, build
+from gramme.models.load import Source, as_floats, build
 from gramme.quantize.layer import round_layer
+from gramme.quantize.plan import HARM_TOKENS
 from gramme.quantize.run import LayerSource, Progress, Task, as_float, read_layer
 from gramme.quantize.solve import nearest
 from gramme.quantize.work import Work
 from gramme.text.tokenizer import load_tokenizer
-
-HARM_TOKENS = 1024  # of calibration text, on which the layers that harm most are found
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,23 @@ class Limits:
     max_ppl_increase: float = 0.04
 
 
-def reference(task: Task) -> Subject:
+def reference(task: Task) -> Reference:
     """The original in float32, its layers read one at a time."""
     kernels = backend("eager")
-    decoder = build(task.config, LayerSource(task.model), kernels, "float32", task.window, streamed=True)
-    return Subject(task.opened.name, task.config, load_tokenizer(task.opened.text), decoder, kernels.device)
+    decoder = build(task.config, as_floats(LayerSource(task.model)), kernels, "float32", task.window, streamed=True)
+    return Reference(task.opened.name, task.config, load_tokenizer(task.opened.text), decoder, kernels.device)
 
 
 def candidate(task: Task, name: str, work: Work, original: Subject) -> Subject:
     """What recipe `name` made, from the work folder; it shares the original's arrays where they are the same."""
-    source = solved_source(task, name, work)
+    source = as_floats(solved_source(task, name, work))
     if task.recipes[name].format == "gguf":
         decoder = build(task.config, source, backend("eager"), "float32", task.window, streamed=True)
     else:
         layers = build(replace(task.config, tied_embeddings=True), source, backend("eager"), "float32", task.window,
                        streamed=True).layers
         decoder = replace(original.decoder, layers=layers)
-    return replace(original, name=name, decoder=decoder)
+    return Subject(name, task.config, original.tokenizer, decoder, original.device)
 
 
 def solved_source(task: Task, name: str, work: Work) -> Source:

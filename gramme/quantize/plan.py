@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from gramme.config import ModelConfig
+from gramme.evals.subject import KEPT_TOKENS, LOGIT_ROWS, PASS_TOKENS
 from gramme.quantize.recipe import Recipe
 
 BASE_BYTES = 600 << 20  # Python, torch and their buffers
 PROBE = 1024  # columns of the matrix whose product shows the machine's speed
+HARM_TOKENS = 1024  # of calibration text, on which the layers that harm most are found
+LOGIT_ARRAYS = 6  # of LOGIT_ROWS in float64, while two models' distributions are compared
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,14 @@ class Need:
     seconds: float
 
 
-def need(m: ModelConfig, recipes: list[Recipe], tokens: int, flops_per_s: float) -> Need:
-    """Memory: the embedding, three layers in float32 (the layer, and copies of its largest matrices while they are
-    solved), the moments, four matrices of their size for GPTQ's inverse, the calibration streams before and after."""
+def need(m: ModelConfig, recipes: list[Recipe], tokens: int, flops_per_s: float, check_tokens: int = 0,
+         harms: bool = False) -> Need:
+    """For so many tokens of calibration text and of text to judge by; `harms`: harmful layers are looked for.
+
+    Memory, while solving: the embedding, three layers in float32 (the layer, and copies of its largest matrices while
+    they are solved), the moments, four matrices of their size for GPTQ's inverse, the calibration streams before and
+    after. Judging takes its turn, so the larger of the two counts.
+    """
     layer = replace(m, layers=1, windows=())
     embed = 4 * m.vocab_size * m.width
     matrices = [(rows, columns) for rows, columns, _ in layer.matrices()[1:]]
@@ -29,8 +37,11 @@ def need(m: ModelConfig, recipes: list[Recipe], tokens: int, flops_per_s: float)
     inputs = [columns for _, columns in matrices]
     inverse = 4 * 4 * max(inputs) ** 2 if any(r.method == "gptq" for r in recipes) else 0
     memory = BASE_BYTES + embed + 3 * layer_bytes + 4 * sum(k * k for k in inputs) + inverse + 16 * tokens * m.width
+    if check_tokens or harms:
+        memory = max(memory, _judging_bytes(m, recipes, layer_bytes, check_tokens, harms))
     disk = int(m.layers * layer_bytes / 4 * 1.3 * len(recipes)) + 8 * tokens * m.width
     flops = m.layers * (_forward(matrices, tokens) + sum(_solving(matrices, r) for r in recipes))
+    flops += _judging(m, sum(rows * columns for rows, columns in matrices), len(recipes), check_tokens, harms)
     return Need(memory, disk, flops, flops / flops_per_s)
 
 
@@ -43,6 +54,22 @@ def speed() -> float:
         a @ a
         best = min(best, time.perf_counter() - began)
     return 2 * PROBE**3 / best
+
+
+def _judging_bytes(m: ModelConfig, recipes: list[Recipe], layer_bytes: int, tokens: int, harms: bool) -> int:
+    """The embedding and the head, twice where the format rounds them, two layers (as read and as laid out), the states
+    of both models, those that the original keeps, and logits."""
+    ends = 4 * m.vocab_size * m.width * (1 if m.tied_embeddings else 2)
+    states = min(tokens, KEPT_TOKENS) + 3 * min(tokens, PASS_TOKENS) + harms * (m.layers + 2) * HARM_TOKENS
+    return (BASE_BYTES + ends * (2 if any(r.format == "gguf" for r in recipes) else 1) + 2 * layer_bytes
+            + 4 * states * m.width + 8 * LOGIT_ARRAYS * LOGIT_ROWS * m.vocab_size)
+
+
+def _judging(m: ModelConfig, layer: int, recipes: int, tokens: int, harms: bool) -> float:
+    """The original once and each result on every token, and, where harms are found, a model for each layer."""
+    head, many = m.vocab_size * m.width, HARM_TOKENS * recipes * harms * (m.layers + 1)
+    return 2.0 * tokens * ((recipes + 1) * m.layers * layer + 2 * recipes * head) + 2.0 * many * (
+        m.layers * layer / 2 + 2 * head)
 
 
 def _forward(matrices: list[tuple[int, int]], tokens: int) -> float:

@@ -12,9 +12,9 @@ from gramme import __version__
 from gramme.config import ConfigError, EngineConfig, ModelConfig
 from gramme.evals.scores import Window, windows
 from gramme.evals.subject import window_step
-from gramme.formats.grouped import Grouped, dense
+from gramme.formats.grouped import dense
 from gramme.kernels.load import backend
-from gramme.models.load import Source, build, shapes
+from gramme.models.load import Matrix, Source, as_floats, build, shapes
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
 from gramme.quantize.calibrate import Watch
@@ -87,7 +87,8 @@ def solve(task: Task, work: Work, cut: Sequence[Window], layers: int, progress: 
     watch = Watch(backend("eager"))
     source = LayerSource(task.model)
     # The head is not needed here; a tied one costs no memory.
-    decoder = build(replace(task.config, tied_embeddings=True), source, watch.kernels, "float32", task.window, True)
+    decoder = build(replace(task.config, tied_embeddings=True), as_floats(source), watch.kernels, "float32",
+                    task.window, True)
     steps = [window_step(watch.kernels.device, [w.tokens]) for w in cut]
     at = work.layers_done
     if at == 0 and work.streams(0) is None:
@@ -110,9 +111,9 @@ def read_layer(m: ModelConfig, source: Source, i: int) -> dict[str, Tensor]:
             for name, _ in shapes(m) if name.startswith(prefix)}
 
 
-def as_float(a: np.ndarray | Grouped) -> np.ndarray:
+def as_float(a: Matrix) -> np.ndarray:
     """A copy."""
-    return dense(a) if isinstance(a, Grouped) else a.astype(np.float32)
+    return a.astype(np.float32) if isinstance(a, np.ndarray) else dense(a)
 
 
 class LayerSource:
@@ -121,7 +122,7 @@ class LayerSource:
     def __init__(self, model: str):
         self._model, self._at, self._opened = model, "", open_model(EngineConfig(model=model))
 
-    def __call__(self, name: str) -> np.ndarray | Grouped:
+    def __call__(self, name: str) -> Matrix:
         layer = ".".join(name.split(".")[:2]) if name.startswith("layers.") else ""
         if layer != self._at:
             self._at, self._opened = layer, open_model(EngineConfig(model=self._model))

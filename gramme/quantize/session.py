@@ -1,7 +1,8 @@
 """A quantisation from the first check to the saved directory, or to the reason why there is none."""
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gramme.config import ConfigError
@@ -10,13 +11,14 @@ from gramme.evals.summary import Loss
 from gramme.formats.store import resolve
 from gramme.models.open import EMBEDDED
 from gramme.plan.hardware import this_machine
-from gramme.plan.units import gb
+from gramme.plan.units import gb, minutes
 from gramme.quantize.card import card, table
 from gramme.quantize.export import eight_bit_layers, save
 from gramme.quantize.gate import Limits, candidate, failures, judge, keep_worst, reference, solved_source
 from gramme.quantize.plan import need, speed
 from gramme.quantize.run import Progress, Task, calibration_windows, peak_bytes, solve
 from gramme.quantize.work import Work
+from gramme.text.tokenizer import load_tokenizer
 
 REFUSED = 3  # exit code: a language lost too much
 
@@ -40,9 +42,11 @@ def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[
     predicted = _plan(task, wish, sum(len(w.tokens) for w in cut), say)
     work = Work(wish.work, task.describe(cut))
     count = task.config.layers if wish.layers is None else wish.layers
+    if done := work.layers_done:
+        say(f"{done} of {count} layers were solved before")
     solve(task, work, cut, count, bar("layers"))
-    say(f"memory: {gb(peak_bytes())} at the peak, {gb(predicted)} predicted")
     if wish.layers is not None:
+        _checked(predicted, say)
         work.remove()
         say(f"{count} of {task.config.layers} layers were solved to measure; nothing is saved")
         return 0
@@ -51,9 +55,16 @@ def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[
     for name, out in wish.outs.items():
         if not out.exists():  # an earlier run that was stopped had saved it
             refused |= not _finish(task, wish, name, work, original, say, bar)
+    _checked(predicted, say)
     if not refused:
         work.remove()
     return REFUSED if refused else 0
+
+
+def _checked(predicted: int, say: Callable[[str], None]) -> None:
+    peak = peak_bytes()
+    say(f"memory: {gb(peak)} at the peak, {gb(predicted)} predicted"
+        + ("" if peak <= predicted else f"; {100 * (peak / predicted - 1):.0f} % more than predicted"))
 
 
 def _check(task: Task, wish: Wish) -> None:
@@ -74,16 +85,25 @@ def _check(task: Task, wish: Wish) -> None:
 def _plan(task: Task, wish: Wish, tokens: int, say: Callable[[str], None]) -> int:
     """Predicted bytes. Raises ConfigError when the machine has less."""
     per_s, free = speed(), this_machine().free_bytes
-    n = need(task.config, list(task.recipes.values()), tokens, per_s)
-    share = 1.0 if wish.layers is None else wish.layers / task.config.layers
-    hours = n.seconds * share / 3600
+    m, recipes, layers = task.config, list(task.recipes.values()), wish.layers
+    whole = need(m, recipes, tokens, per_s, _tokens(task, wish), wish.keep_worst > 0)
+    n = whole if layers is None else need(replace(m, layers=layers, windows=m.windows[:layers]), recipes, tokens, per_s)
     say(f"plan: {tokens} tokens of calibration, memory {gb(n.memory_bytes)} of {gb(free)} free, disk "
-        f"{gb(int(n.disk_bytes * share))}, {hours:.1f} hours at this machine's {per_s / 1e9:.0f} GFLOP/s"
-        + (f" for {wish.layers} layers; all {task.config.layers}: {n.seconds / 3600:.1f} hours, {gb(n.disk_bytes)}"
-           if wish.layers is not None else ""))
+        f"{gb(n.disk_bytes)}, {minutes(n.seconds)} at this machine's {per_s / 1e9:.0f} GFLOP/s"
+        + (f" for {layers} layers; all {m.layers}, judged and saved: {gb(whole.memory_bytes)}, {gb(whole.disk_bytes)}, "
+           f"{minutes(whole.seconds)}" if layers is not None else ""))
     if n.memory_bytes > free:
         raise ConfigError(f"{gb(n.memory_bytes)} of memory are needed, {gb(free)} are free; fewer --tokens take less")
+    place = next(p for p in wish.work.absolute().parents if p.exists())
+    if n.disk_bytes > (room := shutil.disk_usage(place).free):
+        raise ConfigError(f"{gb(n.disk_bytes)} of disk are needed, {gb(room)} are free in {place}")
     return n.memory_bytes
+
+
+def _tokens(task: Task, wish: Wish) -> int:
+    """Of the texts to judge by, about: cutting 60 MB for a plan would take a minute."""
+    tokenizer, sample = load_tokenizer(task.opened.text), 20000
+    return sum(len(tokenizer.encode(t[:sample])) * max(1, len(t) // sample) for t in wish.texts.values())
 
 
 def _finish(task: Task, wish: Wish, name: str, work: Work, original: Subject, say: Callable[[str], None],

@@ -7,10 +7,12 @@
 A layer's file appears, whole, after the stream that follows it; only then is the stream before it deleted. So
 whenever a layer is there, the next can begin.
 """
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,18 @@ from gramme.formats.grouped import Grouped
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors
 from gramme.quantize.layer import Solved
 
+LOCK = "lock"
+
 
 class Work:
     def __init__(self, path: Path, run: Mapping[str, object]):
         """Begin, or go on with, the run that is described by `run`. Raises ConfigError when another one is there."""
         self.path = path
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._unlock = self._alone()
         if not (self.path / "run.json").exists():
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
+            for left in (p for p in self.path.iterdir() if p.name != LOCK):
+                left.unlink()
             write_text(self.path / "run.json", json.dumps(run))
         elif json.loads((self.path / "run.json").read_text()) != json.loads(json.dumps(run)):
             raise ConfigError(f"{self.path} is an unfinished run with other options or texts; remove it to start anew")
@@ -73,6 +79,18 @@ class Work:
 
     def remove(self) -> None:
         shutil.rmtree(self.path)
+        self._unlock()
+
+    def _alone(self) -> Callable[[], object]:
+        """Takes the lock, which goes with the process, however that ends, or when what is returned is called."""
+        lock = os.open(self.path / LOCK, os.O_WRONLY | os.O_CREAT)
+        unlock = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            unlock()
+            raise ConfigError(f"{self.path}: another run is at work there") from None
+        return unlock
 
     def _layer(self, i: int) -> Path:
         return self.path / f"layer-{i:05}.safetensors"

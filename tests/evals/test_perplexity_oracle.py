@@ -14,7 +14,7 @@ from gramme.evals.summary import quality  # noqa: E402
 from gramme.models.open import EMBEDDED  # noqa: E402
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "cpu"])
 def test_perplexity_is_transformers(tmp_path, backend):
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a second thread that waits for a busy core makes this 100 times slower
@@ -23,7 +23,7 @@ def test_perplexity_is_transformers(tmp_path, backend):
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, bos_token_id=0, eos_token_id=1)
     oracle = transformers.LlamaForCausalLM(config).eval()
     oracle.save_pretrained(tmp_path)
-    model = load(EngineConfig(model=str(tmp_path), tokenizer=str(EMBEDDED), backend=backend), 128)
+    model = load(EngineConfig(model=str(tmp_path), tokenizer=str(EMBEDDED), backend=backend, dtype="float32"), 128)
     ids = model.tokenizer.encode(texts.shipped("held-out")["en"][:4000])
     assert len(ids) > 4 * 128
     nats = []  # the loop of the GPTQ paper's code: mean loss of each window times its length

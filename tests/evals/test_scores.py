@@ -9,10 +9,13 @@ import pytest
 from gramme import LLM, SamplingParams
 from gramme.cli.main import run
 from gramme.config import ConfigError, EngineConfig, ModelError
-from gramme.evals import scores, texts
+from gramme.evals import scores, subject, texts
 from gramme.evals.scores import Scores, compare, compared, noise_floor, score, windows
-from gramme.evals.subject import load
+from gramme.evals.subject import Reference, chosen, load
 from gramme.evals.summary import loss, quality
+from gramme.kernels.present import available
+from gramme.models.open import open_model
+from gramme.quant.weights import Dense, Integers
 
 TEXT = texts.shipped("held-out")["fr"][:1500]
 
@@ -163,3 +166,29 @@ def test_two_vocabularies_are_refused(tmp_path, capsys, model):
 def test_a_window_beyond_the_context_is_refused(window):
     with pytest.raises(ConfigError, match="4096"):
         load(replace(EngineConfig(model="dummy:tiny"), backend="reference"), window)
+
+
+def test_where_nothing_is_asked_the_best_kernels_run():
+    assert chosen(open_model(EngineConfig(model="dummy:tiny")).config, EngineConfig())[0].name == available()[0]
+
+
+def test_the_reference_is_the_model_in_floats_and_what_runs_rounds_activations():
+    """The embedded model is stored as integers: against itself it loses what its activations' rounding costs."""
+    run, exact = (load(EngineConfig(backend="reference"), 64, exact=exact) for exact in (False, True))
+    assert isinstance(run.decoder.layers[0].qkv, Integers) and isinstance(exact.decoder.layers[0].qkv, Dense)
+    cut = windows(exact.tokenizer.encode(TEXT)[:64], 64, 64)
+    assert 1e-6 < compare(exact, run, cut).kl.mean() < 1e-2
+
+
+def test_a_reference_runs_a_window_once_and_keeps_a_bounded_number(model, monkeypatch):
+    ran = []
+    monkeypatch.setattr(subject, "run_layers", lambda decoder, steps: ran.append(len(steps)) or [
+        np.zeros((len(s.tokens), 1)) for s in steps])
+    reference = Reference(model.name, model.config, model.tokenizer, model.decoder, model.device)
+    one, other = [np.arange(8, dtype=np.int32)], [np.arange(8, 16, dtype=np.int32)]
+    for some in (one, other, one, other, [*one, *other]):
+        assert [len(a) for a in reference.states(some)] == [8] * len(some)
+    assert ran == [1, 1]
+    monkeypatch.setattr(subject, "KEPT_TOKENS", 20)
+    more = [np.arange(16, 24, dtype=np.int32)]
+    assert [len(a) for a in (*reference.states(more), *reference.states(more))] == [8, 8] and ran == [1, 1, 1, 1]

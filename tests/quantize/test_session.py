@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,3 +343,32 @@ def test_the_packages_own_readers_see_what_was_judged(quantise, more, monkeypatc
             bits.add(b.bits)
     back.check_all_used()
     assert bits == ({4, 8} if "keep-worst" in more[-1] else {8} if "--bits=8" in more else {4})
+
+
+def test_two_runs_at_once_do_not_share_a_folder(quantise, tmp_path):
+    other = work.Work(tmp_path / "out.partial", {})
+    code, said, out = quantise()
+    assert code == 2 and "another run is at work" in said and said.count("\n") <= 2 and not out.exists()
+    other.remove()
+    assert quantise()[0] == 0
+
+
+def test_a_run_that_goes_on_says_from_where(quantise):
+    assert "solved before" not in quantise("--max-kl", "-1")[1]
+    assert "3 of 3 layers were solved before" in quantise()[1]
+
+
+def test_a_full_disk_is_found_before_any_work(quantise, tmp_path, monkeypatch):
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    code, said, _ = quantise()
+    assert code == 2 and "of disk are needed" in said and not list(tmp_path.glob("out*"))
+
+
+def test_the_plan_counts_the_judging():
+    wide = replace(MODEL, vocab_size=200_000, tied_embeddings=False)
+    plain, judged = need(wide, [Recipe()], 512, 1e9), need(wide, [Recipe()], 512, 1e9, 10_000)
+    both = need(wide, [Recipe(), Recipe(format="gguf", group=32)], 512, 1e9, 10_000)
+    harms = need(wide, [Recipe()], 512, 1e9, 10_000, harms=True)
+    assert plain.seconds < judged.seconds < min(both.seconds, harms.seconds)
+    assert judged.memory_bytes - plain.memory_bytes > 4 * 200_000 * MODEL.width
+    assert both.memory_bytes - judged.memory_bytes >= 8 * 200_000 * MODEL.width
