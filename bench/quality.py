@@ -91,7 +91,7 @@ def measure(task: Task, folder: Path) -> dict[str, dict[str, dict]]:
     for name in task.recipes:
         if name not in found:
             print(name, file=sys.stderr)
-            losses = judge(original, candidate(task, name, work, original), held_out, WINDOW, lambda language: quiet)
+            losses = judge(original, candidate(task, name, work, original), held_out, WINDOW, quiet)
             found[name] = {language: asdict(loss) for language, loss in losses.items()}
             found[name]["gate"] = failures(losses, Limits())
             write_text(rows, json.dumps(found))

@@ -3,9 +3,12 @@
     python bench/quantise.py 1b FOLDER      the 1b shape from the first layer to the saved directory; needs torch
     python bench/quantise.py 7b FOLDER      the plan for the 7b shape, and the memory of two of its layers
     options: --alone    nothing else runs on the machine now, so the times of this run count
+             --threads  2
+             --widened  with limits that random weights can keep, so that the result is saved
 
 Killed and started again, it goes on with the layer at which it was. Weights are random (`dummy:`), so what the gate
-finds says that it ran, not what 4 bits cost. Adds to bench/results/quantize.json while it runs.
+finds says that it ran, not what 4 bits cost: it refuses, and its solved layers are saved with wider limits. Adds to
+bench/results/quantize.json while it runs.
 """
 import argparse
 import json
@@ -23,7 +26,7 @@ from startup import machine
 from gramme.evals import texts
 
 RESULTS = Path(__file__).parent / "results" / "quantize.json"
-CHECK_BYTES = 8000  # of each language's held-out text: a few windows of 512 tokens
+CHECK_BYTES = 5000  # of each language's held-out text: a few windows of 512 tokens
 SHAPES = {"1b": ["dummy:1b"], "7b": ["dummy:mistral-7b", "--layers", "2"]}
 PREDICTED = {"memory_gb": r"memory ([\d.]+) GB of", "time": r"([\d.]+ \w+) at this", "gflop_s": r"(\d+) GFLOP",
              "all_layers": r"all \d+, judged and saved: (.*)"}
@@ -35,27 +38,30 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--widened", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     (model, *more), out = SHAPES[args.shape], args.folder / args.shape
     if not out.with_name(out.name + ".partial").exists():
-        save(args.shape, {"command": " ".join(["gramme quantize", model, "OUT", *more, "--threads 2",
+        save(args.shape, {"command": " ".join(["gramme quantize", model, "OUT", *more, "--threads", args.threads,
                                                "--check-text fr:FILE --check-text en:FILE"]),
                           "machine": machine(), "finished": False, "runs": []})
-    command = [sys.executable, "-m", "gramme", "quantize", model, str(out), *more, "--threads", "2"]
+    command = [sys.executable, "-m", "gramme", "quantize", model, str(out), *more, "--threads", args.threads]
     for language, text in texts.shipped("held-out").items():
         path = args.folder / f"check.{language}.txt"
         path.write_text(text.encode()[:CHECK_BYTES].decode(errors="ignore"), "utf-8")
         command += ["--check-text", f"{language}:{path}"]
-    watch(args.shape, command, out, args.alone)
+    limits = ["--max-kl", "1", "--max-ppl-increase", "1"] if args.widened else []
+    watch(args.shape, [*command, *limits], out, {"alone": args.alone, "limits": " ".join(limits) or "default"})
 
 
-def watch(shape: str, command: list[str], out: Path, alone: bool) -> None:
+def watch(shape: str, command: list[str], out: Path, how: dict[str, Any]) -> None:
     """One run of the command, its record saved whenever a layer is done."""
     record = json.loads(RESULTS.read_text())[shape]
     layers = lambda: len(list(out.parent.glob(f"{out.name}.partial/layer-*.safetensors")))
     done = layers()
-    run: dict[str, Any] = {"alone": alone, "layers_before": done, "layers_after": done, "peak_gb": 0.0, "wall_s": [],
+    run: dict[str, Any] = how | {"layers_before": done, "layers_after": done, "peak_gb": 0.0, "wall_s": [],
                            "cpu_s": [], "ended": "killed"}
     record["runs"].append(run)
     log, mark = out.with_name(out.name + ".log"), None

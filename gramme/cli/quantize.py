@@ -23,9 +23,11 @@ def main(args: argparse.Namespace) -> int:
     from gramme.quantize.session import Wish, quantise
 
     asked = settle(args, QuantizeOptions)
-    formats, languages = asked.format.split(","), asked.languages.split(",")
+    formats, languages = list(dict.fromkeys(asked.format.split(","))), asked.languages.split(",")
     if unknown := [f for f in formats if f not in FORMATS]:
         raise ConfigError(f"--format {unknown[0]!r:.30} is not written; there are: {', '.join(FORMATS)}")
+    if asked.threads is not None and asked.threads < 1:
+        raise ConfigError(f"--threads must be at least 1, not {asked.threads}")
     set_threads(asked.threads)
     opened = open_model(EngineConfig(model=args.model))
     recipes = {f: Recipe(method=asked.method, bits=asked.bits, format=f,
@@ -33,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     task = Task(
         args.model, replace(opened, config=true_dtype(opened)), recipes,
         texts.read(asked.calibration_text) if asked.calibration_text else texts.shipped("calibration", languages),
-        asked.tokens, asked.window or min(512, opened.config.max_positions))
+        asked.tokens, min(512, opened.config.max_positions) if asked.window is None else asked.window)
     out = Path(args.out)
     wish = Wish(
         {f: out if len(formats) == 1 else out.with_name(f"{out.name}-{f}") for f in formats},

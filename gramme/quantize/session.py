@@ -1,5 +1,6 @@
 """A quantisation from the first check to the saved directory, or to the reason why there is none."""
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -77,6 +78,9 @@ def _check(task: Task, wish: Wish) -> None:
     if wish.keep_worst and any(r.format == "awq" or r.bits == 8 for r in task.recipes.values()):
         raise ConfigError("--keep-worst keeps layers at 8 bits: it needs --bits 4 and a format that mixes them, "
                           "compressed-tensors, gptq or gguf")
+    for name, limit in (("max-kl", wish.limits.max_kl), ("max-ppl-increase", wish.limits.max_ppl_increase)):
+        if math.isnan(limit):
+            raise ConfigError(f"--{name} must be a number, not {limit}")
     for out in wish.outs.values():
         if out.exists() and not wish.work.exists():
             raise ConfigError(f"{out} exists; name another place or remove it")
@@ -112,7 +116,7 @@ def _finish(task: Task, wish: Wish, name: str, work: Work, original: Subject, sa
     if wish.keep_worst:
         worst = keep_worst(task, name, work, original, calibration_windows(task), wish.keep_worst, bar("harm"))
         say(f"{name}: layers {', '.join(map(str, worst))} harm most and keep 8 bits")
-    losses = judge(original, candidate(task, name, work, original), wish.texts, task.window, bar)
+    losses = judge(original, candidate(task, name, work, original), wish.texts, task.window, bar("judging"))
     say(f"{name}:\n{table(losses)}")
     if reasons := failures(losses, wish.limits):
         for reason in reasons:

@@ -276,7 +276,9 @@ def test_layers_measures_and_saves_nothing(quantise, tmp_path):
     (["--format", "awq", "--bits", "8"], "4 bits only"), (["--format", "gguf", "--group", "64"], "groups of 32"),
     (["--format", "onnx"], "'onnx' is not written"), (["--languages", "de"], "fr, en"), (["--window", "500"], "128"),
     (["--tokens", "5"], "--tokens"), (["--keep-worst", "4"], "from 0 to 3"), (["--layers", "0"], "from 1 to 3"),
-    (["--format", "awq", "--keep-worst", "1"], "mixes them"), (["--calibration-text", "fr:none.txt"], "No such file"),
+    (["--threads", "-1"], "--threads"), (["--threads", "0"], "--threads"), (["--max-kl", "nan"], "--max-kl"),
+    (["--window", "0"], "--window"), (["--format", "awq", "--keep-worst", "1"], "mixes them"),
+    (["--calibration-text", "fr:none.txt"], "No such file"),
 ])
 def test_bad_wishes_are_one_line_before_any_work(quantise, tmp_path, flags, named):
     code, said, _ = quantise(*flags)
