@@ -6,8 +6,9 @@ import numpy as np
 
 from gramme.config import ConfigError, ModelError
 from gramme.evals.subject import PASS_TOKENS, Subject, run_layers, window_step
+from gramme.kernels.ops import Array
 
-Progress = Callable[[int, int], None]  # tokens done, of all
+Progress = Callable[[int, int], None]  # layers run for all tokens of a pass, and logits made of them; of all
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def windows(tokens: Sequence[int], window: int, stride: int) -> list[Window]:
 
 def score(model: Subject, cut: Sequence[Window], progress: Progress = lambda done, total: None) -> Scores:
     parts = []
-    for some in passes(cut, progress):
-        for w, x in zip(some, model.states([w.tokens for w in some]), strict=True):
+    for some, (states,) in passes(cut, (model,), progress):
+        for w, x in zip(some, states, strict=True):
             logits = model.logits(x[w.first - 1 : -1])
             nats = np.concatenate([-_of(log_probabilities(a), t) for a, t in _beside(logits, w)])
             parts.append((nats, _nbytes(model, w)))
@@ -59,9 +60,8 @@ def compare(reference: Subject, model: Subject, cut: Sequence[Window],
             progress: Progress = lambda done, total: None) -> Scores:
     """Both models on the same tokens; each pass runs one model after the other, so only activations of both exist."""
     parts = []
-    for some in passes(cut, progress):
-        tokens = [w.tokens for w in some]
-        for w, a, b in zip(some, reference.states(tokens), model.states(tokens), strict=True):
+    for some, states in passes(cut, (reference, model), progress):
+        for w, a, b in zip(some, *states, strict=True):
             parts.append((*compared(reference.logits(a[w.first - 1 : -1]), model.logits(b[w.first - 1 : -1]), w),
                           _nbytes(reference, w)))
     nats, reference_nats, kl, agrees, nbytes = map(np.concatenate, zip(*parts))
@@ -89,15 +89,20 @@ def noise_floor(reference: Subject, cut: Sequence[Window]) -> float:
     return float(np.concatenate(kl).mean())
 
 
-def passes(cut: Sequence[Window], progress: Progress) -> Iterator[Sequence[Window]]:
-    total, done = sum(len(w.tokens) for w in cut), 0
-    progress(0, total)
-    while cut:
-        n = max(1, PASS_TOKENS // len(cut[0].tokens))
-        some, cut = cut[:n], cut[n:]
-        yield some
-        done += sum(len(w.tokens) for w in some)
-        progress(done, total)
+def passes(cut: Sequence[Window], models: Sequence[Subject], progress: Progress
+           ) -> Iterator[tuple[Sequence[Window], list[list[Array]]]]:
+    """(windows, their states by model) of one pass after the other."""
+    n, layers = max(1, PASS_TOKENS // len(cut[0].tokens)), [len(m.decoder.layers) for m in models]
+    done, total = 0, -(-len(cut) // n) * (sum(layers) + 1)
+    progress(done, total)
+    for i in range(0, len(cut), n):
+        some, states = cut[i : i + n], []
+        for model, count in zip(models, layers, strict=True):
+            ran = lambda n, before=done: progress(before + n, total)
+            states.append(model.states([w.tokens for w in some], ran))
+            done += count
+        yield some, states
+        progress(done := done + 1, total)
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Whole windows run layer by layer, so memory is the embedding, one layer and the windows' activations, for any size of
 model; logits exist for at most LOGIT_ROWS tokens at once.
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from gramme.text.tokenizer import Tokenizer, load_tokenizer
 LOGIT_ROWS = 128  # 128 x 152k float64 are 156 MB, and a few such arrays live at once
 PASS_TOKENS = 16384  # a pass reads every layer once for so many tokens
 KEPT_TOKENS = 2 * PASS_TOKENS  # whose states a reference keeps
+Layers = Callable[[int], None]  # told how many layers were run
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Subject:
     decoder: Decoder
     device: Device
 
-    def states(self, windows: Sequence[np.ndarray]) -> list[Array]:
+    def states(self, windows: Sequence[np.ndarray], progress: Layers = lambda done: None) -> list[Array]:
         """The last layer's residual stream of each window, (n, D), before the last norm."""
-        return run_layers(self.decoder, [window_step(self.device, [w]) for w in windows])
+        return run_layers(self.decoder, [window_step(self.device, [w]) for w in windows], progress)
 
     def logits(self, states: Array) -> Iterator[np.ndarray]:
         """(at most LOGIT_ROWS, V) at a time, for all tokens in order."""
@@ -48,11 +49,11 @@ class Reference(Subject):
 
     kept: dict[bytes, Array] = field(default_factory=dict, init=False)
 
-    def states(self, windows: Sequence[np.ndarray]) -> list[Array]:
+    def states(self, windows: Sequence[np.ndarray], progress: Layers = lambda done: None) -> list[Array]:
         keys = [w.tobytes() for w in windows]
         if all(key in self.kept for key in keys):
             return [self.kept[key] for key in keys]
-        states = super().states(windows)
+        states = super().states(windows, progress)
         if sum(map(len, self.kept.values())) + sum(map(len, states)) <= KEPT_TOKENS:
             self.kept.update(zip(keys, states, strict=True))
         return states
@@ -89,10 +90,11 @@ def window_step(device: Device, windows: Sequence[np.ndarray]) -> Step:
                 put([]), longest, longest)
 
 
-def run_layers(decoder: Decoder, steps: Sequence[Step]) -> list[Array]:
+def run_layers(decoder: Decoder, steps: Sequence[Step], progress: Layers = lambda done: None) -> list[Array]:
     streams = [decoder.embed.rows(step.tokens) for step in steps]
-    for layer in decoder.layers:
+    for i, layer in enumerate(decoder.layers):
         streams = [advance(decoder, layer, x, step) for x, step in zip(streams, steps, strict=True)]
+        progress(i + 1)
     return streams
 
 

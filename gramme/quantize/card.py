@@ -18,7 +18,7 @@ USE = {"gguf": "gramme run {name}/model.gguf"}
 
 
 def card(task: Task, name: str, out: str, losses: Mapping[str, Loss], limits: Limits, eights: Sequence[int],
-         unchecked: str) -> str:
+         shares: str) -> str:
     recipe, m = task.recipes[name], task.config
     return f"""# {task.opened.name}, {recipe.bits} bits, {recipe.format}
 
@@ -45,7 +45,7 @@ mean KL of {limits.max_kl:g} nats and {100 * limits.max_ppl_increase:g} % of per
 interval, in each language.
 
 {table(losses)}
-{unchecked}"""
+{shares}"""
 
 
 def table(losses: Mapping[str, Loss]) -> str:
@@ -56,6 +56,16 @@ def table(losses: Mapping[str, Loss]) -> str:
                  _figure(x.perplexity_increase, 100), _figure(x.kl), _figure(x.kl_p99), _figure(x.top1_agreement, 100)]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def lost_shares(layers: Sequence[Mapping[str, float]]) -> str:
+    """By layer and matrix, before any layer was given 8 bits."""
+    names = list(layers[0])
+    rows = [f"| {i} | {' | '.join(f'{100 * layer[name]:.2g}' for name in names)} |" for i, layer in enumerate(layers)]
+    return "\n".join([
+        "Share of each matrix's output that its codes lose on the calibration text, %; where a layer was then given 8",
+        "bits, what 4 bits lost:\n",
+        f"| layer | {' | '.join(names)} |", "| --- |" + " --- |" * len(names), *rows, ""])
 
 
 def _figure(f: Figure, times: float = 1) -> str:

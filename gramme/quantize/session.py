@@ -1,5 +1,4 @@
 """A quantisation from the first check to the saved directory, or to the reason why there is none."""
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from gramme.formats.store import resolve
 from gramme.models.open import EMBEDDED
 from gramme.plan.hardware import this_machine
 from gramme.plan.units import gb, minutes
-from gramme.quantize.card import card, table
+from gramme.quantize.card import card, lost_shares, table
 from gramme.quantize.export import eight_bit_layers, save
 from gramme.quantize.gate import Limits, candidate, failures, judge, keep_worst, reference, solved_source
 from gramme.quantize.plan import need, speed
@@ -144,8 +143,7 @@ def _advice(task: Task, wish: Wish, name: str) -> str:
 def _save(task: Task, wish: Wish, name: str, work: Work, losses: Mapping[str, Loss]) -> None:
     source, recipe, m = solved_source(task, name, work), task.recipes[name], task.config
     eights = eight_bit_layers(m, recipe, source)
-    lost = json.dumps([work.losses(i)[name] for i in range(m.layers)])
-    note = f"\nShare of each matrix's output that was lost on the calibration text, by layer:\n\n    {lost}\n"
+    note = lost_shares([work.losses(i)[name] for i in range(m.layers)])
     out = wish.outs[name]
     save(out, _directory(task.model), task.opened, recipe, source,
          card(task, name, out.name, losses, wish.limits, eights, note))

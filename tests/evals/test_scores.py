@@ -182,7 +182,7 @@ def test_the_reference_is_the_model_in_floats_and_what_runs_rounds_activations()
 
 def test_a_reference_runs_a_window_once_and_keeps_a_bounded_number(model, monkeypatch):
     ran = []
-    monkeypatch.setattr(subject, "run_layers", lambda decoder, steps: ran.append(len(steps)) or [
+    monkeypatch.setattr(subject, "run_layers", lambda decoder, steps, progress: ran.append(len(steps)) or [
         np.zeros((len(s.tokens), 1)) for s in steps])
     reference = Reference(model.name, model.config, model.tokenizer, model.decoder, model.device)
     one, other = [np.arange(8, dtype=np.int32)], [np.arange(8, 16, dtype=np.int32)]
@@ -192,3 +192,11 @@ def test_a_reference_runs_a_window_once_and_keeps_a_bounded_number(model, monkey
     monkeypatch.setattr(subject, "KEPT_TOKENS", 20)
     more = [np.arange(16, 24, dtype=np.int32)]
     assert [len(a) for a in (*reference.states(more), *reference.states(more))] == [8, 8] and ran == [1, 1, 1, 1]
+
+
+def test_progress_rises_layer_by_layer_to_the_end(model, monkeypatch):
+    monkeypatch.setattr(scores, "PASS_TOKENS", 64)
+    cut, told = windows(ids(model), 64, 64)[:3], []
+    compare(model, model, cut, lambda done, total: told.append((done, total)))
+    layers = model.config.layers
+    assert told == [(i, 3 * (2 * layers + 1)) for i in range(3 * (2 * layers + 1) + 1)]

@@ -135,6 +135,8 @@ def test_tokenizer_template_and_defaults_go_along_and_the_card_says_what_was_los
     card = (out / "README.md").read_text()
     assert "| fr |" in card and "| en |" in card and "GPTQ" in card and "at most 512 tokens" in card
     assert card.split("| fr |")[1].split("\n")[0] in said
+    shares = card.split("| layer |")[1].split("\n")[2:]
+    assert [row.split(" | ")[0] for row in shares if row] == ["| 0", "| 1", "| 2"]
     assert not list(out.parent.glob("out.*"))
 
 
