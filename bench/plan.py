@@ -1,53 +1,72 @@
 """How right the planner is: predicted against measured memory, TTFT and TPOT, in pairs with the ceilings of the moment.
 
-    python bench/plan.py dummy:1b int4 pp64,pp256,tg16,tg16x4        # measures, adds to bench/results/plan.json
-    python bench/plan.py --plot                                      # draws bench/results/plan.png, prints the table
+    gramme doctor --measure                                             # once, on a quiet machine
+    python bench/plan.py dummy:1b int4 memory,pp64,pp512,tg1@64,tg16@512  # measures, adds to bench/results/plan.json
+    python bench/plan.py --plot                                         # draws bench/results/plan.png, prints the table
 
-A point is pp<prompt tokens> (time to the first token) or tg<tokens>[x<batch>][@<prompt>] (time per output token). Each
-pair probes memory and arithmetic, then measures once; the prediction is rescaled by that probe. Weights are random, one
-layer's repeated, so that a 7b is there in a minute; every layer has memory of its own.
+A point is pp<prompt tokens> (time to the first token), tg<rows>@<context> (time of a step that makes a token for each
+of so many sequences) or memory. Each pair probes memory and arithmetic, then measures once; "unscaled" is what a plan
+says from the record of `gramme doctor --measure`, "rescaled" the same with the record's speeds divided by how much
+slower or faster memory and arithmetic just were. Nothing is calibrated. Pairs are saved as they come and added to
+those that are there, so a run may be cut into pieces. Weights are random and every layer is a copy of the first, with
+memory of its own. Before tokens are timed, prompts run through the first layer only: what stands in the other layers'
+pages does not change how long reading it takes.
 """
 import argparse
+import itertools
 import json
+import os
+import platform
 import re
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
+ROWS, ANSWER = 16, 12  # sequences at most; steps of a pair, of which the median counts
+WARM, WARM_S = 6, 0.05  # steps before them, as far as they take no longer: a probe leaves caches cold
+PROBE_S = 0.15
 
 
-def test(point):
-    from gramme.bench.run import Test
+class Copies:
+    """Makes each kind of matrix once, and copies of it for the other layers."""
 
-    if not (match := re.fullmatch(r"(pp|tg)(\d+)(?:x(\d+))?(?:@(\d+))?", point)):
-        raise SystemExit(f"{point}: a point is pp256, tg16, tg16x4 or tg16@1024")
-    kind, n, batch, prompt = match[1], int(match[2]), int(match[3] or 1), int(match[4] or 16)
-    return Test(name=point, prompt=n if kind == "pp" else prompt, answer=n if kind == "tg" else 0, batch=batch)
+    def __init__(self):
+        self.made = {}
+
+    def weight(self, name, bias, make):
+        kind = re.sub(r"layers\.\d+", "layers", name)
+        if kind not in self.made:
+            self.made[kind] = make()
+            return self.made[kind]
+        weight = self.made[kind]
+        return replace(weight, packed=copied(weight.packed), bias=bias)
 
 
-def repeated(m, dtype):
-    """A source that makes each kind of matrix once."""
-    from gramme.config import INTEGER_BITS, INTEGER_GROUP
+def copied(packed):
+    import numpy as np
+
+    parts = {f.name: getattr(packed, f.name) for f in fields(packed)}
+    for name, a in parts.items():
+        if isinstance(a, np.ndarray):
+            room = np.empty(a.nbytes + 64, np.uint8)
+            start = -room.ctypes.data % 64  # a cache line, as it was
+            parts[name] = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+            parts[name][...] = a
+    return replace(packed, **parts)
+
+
+def repeated(m):
+    """A source whose layers are all the first: for their vectors, and for matrices that are made once."""
     from gramme.models.load import random_source
-    from gramme.quant.rounding import round_to_nearest
 
-    random, made = random_source(m), {}
-
-    def source(name):
-        kind = re.sub(r"layers\.\d+", "layers.0", name)
-        if kind not in made:
-            made[kind] = random(kind)
-            if dtype in INTEGER_BITS and made[kind].ndim == 2:
-                made[kind] = round_to_nearest(made[kind], INTEGER_BITS[dtype], INTEGER_GROUP)
-        return made[kind]
-
-    return source
+    random = random_source(m)
+    return lambda name: random(re.sub(r"layers\.\d+", "layers.0", name))
 
 
-def load(model, dtype, length):
-    """An engine, the bytes it took, and the machine."""
-    from gramme.bench.run import resident_bytes
+def load(model, dtype, length, rows):
+    """An engine, the bytes that the process had without it, and the machine."""
     from gramme.config import EngineConfig, GenerationDefaults
     from gramme.kernels.load import backend
     from gramme.kernels.present import available
@@ -55,77 +74,217 @@ def load(model, dtype, length):
     from gramme.models.load import build
     from gramme.models.open import open_model
     from gramme.plan.hardware import this_machine
+    from gramme.plan.limits import resident_bytes
     from gramme.plan.planner import plan
     from gramme.runtime.runner import Runner
 
-    config = EngineConfig(model=model, dtype=dtype, prefix_caching=False, max_model_len=length, max_num_seqs=16,
-                          kv_tokens=16 * 256 + length)
-    m, hardware = open_model(config).config, replace(this_machine(), backends=available())
+    config = EngineConfig(model=model, dtype=dtype, prefix_caching=False, max_model_len=length, max_num_seqs=ROWS,
+                          kv_tokens=rows * (length + 16))
+    opened = open_model(config)
+    m, hardware = opened.config, replace(this_machine(), backends=available())
     decided = plan(m, config, hardware)
     kernels = backend(decided.backend, decided.threads)
     before = resident_bytes()
-    decoder = build(m, repeated(m, dtype), kernels, dtype, decided.max_model_len)
+    source, kept = (repeated(m), Copies()) if model else (opened.source, None)
+    decoder = build(m, source, kernels, decided.dtype, decided.max_model_len, kept=kept)
     engine = Engine(m, decided, GenerationDefaults(), Runner(m, decided, decoder, kernels))
     return engine, before, hardware
 
 
 def fullest(engine, before):
-    """Bytes above `before` at the peak of the steps that need most: a whole chunk, all rows, scores of every token."""
+    """Bytes above `before` at the peak of the steps that need most: a whole chunk, all rows, scores of every token, and
+    as many shapes of small steps as are recorded."""
     from gramme.request import Request, SamplingParams
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     p, ids = engine.plan, range(engine.model.vocab_size)
     length = min(p.max_batch_tokens, p.max_model_len - 2)
-    scored = SamplingParams(max_tokens=1, prompt_logprobs=20, temperature=0)
-    engine.add(Request(id="scored", prompt_token_ids=list(ids[:length]), params=scored))
+
+    def run(name, prompt, **params):
+        engine.add(Request(id=name, prompt_token_ids=list(ids[:prompt]), params=SamplingParams(**params)))
+
+    run("scored", length, max_tokens=1, prompt_logprobs=20, temperature=0)
     for i in range(p.max_rows):
-        engine.add(Request(id=f"row{i}", prompt_token_ids=[i + 1], params=SamplingParams(max_tokens=12, logprobs=20)))
+        run(f"row{i}", 1 + i, max_tokens=4 + i, logprobs=20)
     while engine.busy:
         engine.step()
+    for n in [*range(1, 65, 3)] * 3:
+        run(f"of {n}", n, max_tokens=1)
+        while engine.busy:
+            engine.step()
     peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(peak.split()[1]) * 1024 - before
 
 
-def probe(hardware, threads):
-    from gramme.bench.ceilings import measure
+def probe(kernels, dtype):
+    """Bytes/s and operations/s that the machine allows just now, by the planner's names."""
+    from gramme.bench.ceilings import multiply_float32, multiply_int8, read_bandwidth
 
-    return replace(hardware, rates=measure(threads, seconds=0.25, disk=False), source="probed")
+    threads = kernels.device.kernels.pool.threads
+    return {"bandwidth": read_bandwidth(threads, seconds=PROBE_S)} | (
+        {"int8": multiply_int8(kernels, PROBE_S)} if dtype not in ("bfloat16", "float16", "float32")
+        else {"float32": multiply_float32(kernels, PROBE_S)})
 
 
-def pairs(engine, hardware, point, count):
-    """Measured over predicted: with the rates on record, and with those probed just before."""
-    from gramme.bench.run import judge, measure
+def rescaled(hardware, probed):
+    """The machine with the speeds of its record brought to what it allows just now. Of a product's time, what its bytes
+    take goes with memory, the rest with arithmetic, like all that is neither."""
+    from gramme.plan import speeds
 
-    one, rows = test(point), []
-    measure(engine, one)
-    for _ in range(count):
-        probed = probe(hardware, engine.plan.threads)
-        seconds = measure(engine, one)
-        judged = [judge(engine.model, engine.plan, h, one, [seconds], calibrated=False) for h in (hardware, probed)]
-        rows.append({"measured_s": seconds, "unscaled_s": judged[0].predicted_s, "rescaled_s": judged[1].predicted_s,
-                     "share": judged[1].share, "bound": judged[1].bound, "rates": probed.rates})
-    return {"pairs": rows, "measured_s": median(r["measured_s"] for r in rows),
-            "error": median(r["measured_s"] / r["rescaled_s"] for r in rows) - 1,
-            "unscaled_error": median(r["measured_s"] / r["unscaled_s"] for r in rows) - 1,
-            "share": median(r["share"] for r in rows)}
+    old = hardware.rates
+    memory = probed["bandwidth"] / old["bandwidth"]
+    arithmetic = next(rate / old[name] for name, rate in probed.items() if name != "bandwidth")
+    rates = {name: rate * arithmetic for name, rate in old.items()} | {"bandwidth": probed["bandwidth"]}
+    for form, tokens in itertools.product(speeds.BYTES, speeds.TOKENS):
+        name = speeds.product_name(form, tokens, False)
+        whole_s = 2 * tokens / old[name]
+        memory_s = min(whole_s, speeds.BYTES[form] / old["bandwidth"])
+        rates[name] = 2 * tokens / (memory_s / memory + (whole_s - memory_s) / arithmetic)
+    return replace(hardware, rates=rates)
+
+
+class Prompts:
+    """The time to a first token of one prompt after the other. Each is a token shorter than the one before, as prompts
+    differ: none finds a step of its shape recorded."""
+
+    def __init__(self, engine, tokens, done):
+        self.engine, self.tokens, self.quick = engine, tokens - done, False
+        if tokens <= 1024:
+            began = time.perf_counter()
+            self.measure(tokens)
+            self.quick = time.perf_counter() - began < WARM_S
+
+    def measure(self, tokens):
+        from gramme.bench.run import Test, measure
+
+        return measure(self.engine, Test(name=f"pp{tokens}", prompt=tokens))
+
+    def pair(self, hardware, then):
+        from gramme.plan import check
+
+        if self.quick:
+            self.measure(max(1, self.tokens - 16))
+        seconds, e = self.measure(self.tokens), self.engine
+        self.tokens -= 1
+        return [check.prefill(e.model, e.plan, h, self.tokens + 1, seconds, calibrated=False) for h in (hardware, then)]
+
+    def close(self):
+        pass
+
+
+class Tokens:
+    """Steps of so many sequences in contexts of about `context` tokens."""
+
+    def __init__(self, engine, rows, context):
+        from gramme.request import Request, SamplingParams
+
+        self.engine, runner = engine, engine.runner
+        params = SamplingParams(temperature=0, max_tokens=engine.plan.max_model_len, ignore_eos=True)
+        whole, runner.decoder = runner.decoder, replace(runner.decoder, layers=runner.decoder.layers[:1])
+        begun = set()
+        for i in range(rows):
+            ids = [(7 * i + k) % engine.model.vocab_size for k in range(context)]
+            engine.add(Request(id=f"row{i}", prompt_token_ids=ids, params=params))
+        while len(begun) < rows:
+            begun |= {u.id for u in engine.step() if u.token_ids}
+        runner.decoder = whole
+        self.warm()
+
+    def warm(self):
+        end = time.perf_counter() + WARM_S
+        for _ in range(WARM):
+            if time.perf_counter() < end:
+                self.engine.step()
+
+    def pair(self, hardware, then):
+        from gramme.plan import check
+
+        self.warm()
+        times = []
+        for _ in range(ANSWER):
+            began = time.perf_counter()
+            self.engine.step()
+            times.append(time.perf_counter() - began)
+        contexts = [len(seq.tokens) - ANSWER // 2 for seq in self.engine.scheduler.running]
+        return [check.decode(self.engine.model, self.engine.plan, h, contexts, median(times), calibrated=False)
+                for h in (hardware, then)]
+
+    def close(self):
+        for i in range(ROWS):
+            self.engine.abort(f"row{i}")
+        while self.engine.busy:
+            self.engine.step()
+
+
+def parsed(point):
+    """(kind, rows, tokens)"""
+    if match := re.fullmatch(r"pp(\d+)", point):
+        return "pp", 1, int(match[1])
+    if match := re.fullmatch(r"tg(\d+)@(\d+)", point):
+        return "tg", int(match[1]), int(match[2])
+    raise SystemExit(f"{point}: a point is pp256, tg4@1024 or memory")
+
+
+def summary(pairs):
+    out = {"pairs": pairs, "measured_s": median(r["measured_s"] for r in pairs),
+           "share": median(r["share"] for r in pairs)}
+    for name in ("rescaled", "unscaled"):
+        out[f"{name}_error"] = median(r["measured_s"] / r[f"{name}_s"] for r in pairs) - 1
+    return out
+
+
+def most_tokens(model):
+    from gramme.config import EngineConfig
+    from gramme.models.open import open_model
+
+    return open_model(EngineConfig(model=model)).config.max_positions
 
 
 def run(args):
     points = args.points.split(",")
-    length = max(t.prompt + t.answer + 1 for t in map(test, points))
-    engine, before, hardware = load(args.model, args.dtype, max(length, 256))
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    entry = found.setdefault(f"{args.model or 'gramme-nano'} {args.dtype}", {"points": {}})
-    most = fullest(engine, before)
-    for point in points:
-        entry["points"][point] = made = pairs(engine, hardware, point, args.pairs)
-        print(f"{args.model} {args.dtype} {point:10} {1e3 * made['measured_s']:9.2f} ms  {made['error']:+.0%} of the "
-              f"rescaled prediction, {made['unscaled_error']:+.0%} of the unscaled, {made['share']:.0%} of the ceiling",
-              flush=True)
-    ledger = engine.plan.ledger
-    entry["memory"] = {"predicted_bytes": ledger.total, "measured_bytes": most, "error": most / ledger.total - 1}
-    print(f"memory: predicted {ledger.total / 1e6:.1f} MB, measured {most / 1e6:.1f} ({most / ledger.total - 1:+.1%})")
-    entry["machine"] = {"name": hardware.name, "cores": hardware.cores, "rates": hardware.source}
+    timed = {p: parsed(p) for p in points if p != "memory"}
+    room = {p: n + (0 if kind == "pp" else ROWS * n // 512 + WARM + (ANSWER + WARM) * args.pairs)
+            for p, (kind, _, n) in timed.items()}
+    begun_s, name = time.monotonic(), f"{args.model} {args.dtype}" if args.model else "gramme-nano"
+    length = min(most_tokens(args.model), max(256, 10 + max(room.values(), default=0)))
+    engine, before, hardware = load(args.model, args.dtype, length, max([1, *(rows for _, rows, _ in timed.values())]))
+    save = lambda key, value: saved(name, key, value, hardware)
+    if "memory" in points:
+        most, ledger = fullest(engine, before), engine.plan.ledger
+        save("memory", {"predicted_bytes": ledger.total, "measured_bytes": most, "error": most / ledger.total - 1})
+        print(f"{name} memory: predicted {ledger.total / 1e6:.1f} MB, measured {most / 1e6:.1f} "
+              f"({most / ledger.total - 1:+.1%})", flush=True)
+    for point, (kind, rows, tokens) in timed.items():
+        pairs = [] if args.anew else entries().get(name, {}).get("points", {}).get(point, {}).get("pairs", [])
+        if len(pairs) >= args.pairs:
+            continue
+        subject = Prompts(engine, tokens, len(pairs)) if kind == "pp" else Tokens(engine, rows, tokens)
+        while len(pairs) < args.pairs and time.monotonic() - begun_s < args.seconds:
+            probed = probe(engine.runner.backend, args.dtype)
+            plain, then = subject.pair(hardware, rescaled(hardware, probed))
+            pairs.append({"measured_s": plain.measured_s, "unscaled_s": plain.plain_s, "rescaled_s": then.plain_s,
+                          "share": then.bottleneck.floor_s / then.measured_s, "bound": then.bottleneck.bound,
+                          "rates": probed})
+            save(point, summary(pairs))
+        subject.close()
+        if pairs:
+            made = summary(pairs)
+            print(f"{name} {point:10} {1e3 * made['measured_s']:9.2f} ms  {made['rescaled_error']:+.0%} of the "
+                  f"rescaled prediction, {made['unscaled_error']:+.0%} of the unscaled, {made['share']:.0%} of the "
+                  f"ceiling, {len(pairs)} pairs", flush=True)
+
+
+def entries():
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def saved(name, key, value, hardware):
+    found = entries()
+    entry = found.setdefault(name, {"points": {}})
+    (entry if key == "memory" else entry["points"])[key] = value
+    entry["machine"] = {"name": hardware.name, "cores": len(os.sched_getaffinity(0)), "threads": hardware.cores,
+                        "system": f"{platform.system()} {platform.machine()}", "rates": hardware.source,
+                        "ceilings": {k: hardware.rates[k] for k in ("bandwidth", "float32", "int8")}}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -136,14 +295,16 @@ def plot():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = json.loads(RESULTS.read_text())
     figure, axes = pyplot.subplots(figsize=(6, 6))
-    for name, entry in found.items():
-        both = [(row["rescaled_s"], row["measured_s"]) for p in entry["points"].values() for row in p["pairs"]]
-        axes.loglog(*zip(*both), "o", markersize=3, label=name)
-        for point, p in entry["points"].items():
-            errors = f"{p['error']:+.0%} | {p['unscaled_error']:+.0%}"
-            print(f"| {name} | {point} | {1e3 * p['measured_s']:.2f} | {errors} |")
+    for name, entry in entries().items():
+        points = entry["points"].items()
+        axes.loglog(*zip(*((median(r["rescaled_s"] for r in p["pairs"]), p["measured_s"]) for _, p in points)), "o",
+                    markersize=3, label=name)
+        for point, p in sorted(points, key=lambda item: parsed(item[0])):
+            print(f"| {name} | {point} | {1e3 * p['measured_s']:.2f} ms | {p['rescaled_error']:+.0%} | "
+                  f"{p['unscaled_error']:+.0%} | {len(p['pairs'])} |")
+        if m := entry.get("memory"):
+            print(f"| {name} | memory | {m['measured_bytes'] / 1e6:.1f} MB | {m['error']:+.1%} | | |")
     low, high = axes.get_xlim()
     axes.loglog([low, high], [low, high], "k-", linewidth=0.8)
     axes.fill_between([low, high], [0.85 * low, 0.85 * high], [1.15 * low, 1.15 * high], color="0.9")
@@ -155,10 +316,12 @@ def plot():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("dtype", nargs="?")
-    parser.add_argument("points", nargs="?", default="pp64,pp256,tg16,tg16x4,tg8x16")
+    parser.add_argument("model", nargs="?", help="nothing or '': the embedded model")
+    parser.add_argument("dtype", nargs="?", help="auto: as the file has it")
+    parser.add_argument("points", nargs="?", default="pp64,pp256,tg1@64,tg4@64,tg16@64")
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no pair after so many")
+    parser.add_argument("--anew", action="store_true", help="forget the pairs that are there")
     parser.add_argument("--plot", action="store_true")
     given = parser.parse_args()
     plot() if given.plot else run(given)

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from serve_process import Served
+from startup import machine
 
 RESULTS = Path(__file__).parent / "results"
 LOADS = (0.2, 0.5, 0.8, 1.2)  # of the capacity
@@ -83,9 +84,9 @@ def summary(answers):
 
 def main():
     args = sys.argv[1:] or [""]
-    name = args[0].replace("dummy:", "") or "embedded"
+    name = Path(args[0].replace("dummy:", "")).stem or "embedded"
     command = [*filter(None, args), "--no-access-log"]
-    r, record = random.Random(7), {"bench": "ttft", "model": name, "loads": []}
+    r, record = random.Random(7), {"bench": "ttft", "model": name, "flags": args[1:], "machine": machine(), "loads": []}
     with Served(*command) as server:
         limit = json.loads(server.get("/props")[1])["default_generation_settings"]["n_ctx"] // 2
         make = lambda count: [body(r, 4000, limit) for _ in range(count)]

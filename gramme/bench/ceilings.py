@@ -14,6 +14,7 @@ from gramme.config import ConfigError
 from gramme.kernels.load import Backend, backend
 from gramme.kernels.ops import Device
 from gramme.kernels.present import available
+from gramme.kernels.reference import storage_dtype
 from gramme.quant.rounding import round_to_nearest
 
 MEMORY_BYTES = 1 << 28  # far beyond the caches of a desktop
@@ -27,7 +28,7 @@ def measure(threads: int, seconds: float = 1.5, disk: bool = True) -> dict[str, 
     A GPU's own ceilings are its data sheet's, see plan/gpus.py; the way to it depends on the machine and is measured.
     """
     kernels, card = _kernels(threads), _load("cuda", threads)
-    rates = {"bandwidth": read_bandwidth(threads, seconds=seconds), "float32": multiply_float32(seconds)}
+    rates = {"bandwidth": read_bandwidth(threads, seconds=seconds), "float32": multiply_float32(kernels, seconds)}
     if kernels is not None:
         rates["int8"] = multiply_int8(kernels, seconds)
     if card is not None:
@@ -43,10 +44,15 @@ def read_bandwidth(threads: int, nbytes: int = MEMORY_BYTES, seconds: float = 0.
     return matrix.nbytes / _best(read, seconds)
 
 
-def multiply_float32(seconds: float = 0.5) -> float:
-    """operations/s of numpy's BLAS on a product that stays in cache."""
-    a, b = np.ones((TOKENS, COLUMNS), np.float32), np.ones((COLUMNS, ROWS // 2), np.float32)
-    return 2 * TOKENS * COLUMNS * (ROWS // 2) / _best(lambda: a @ b, seconds)
+def multiply_float32(kernels: Backend | None, seconds: float = 0.5) -> float:
+    """operations/s on a product that stays in cache: our kernels', numpy's BLAS where they are not built."""
+    a, b = np.ones((TOKENS, COLUMNS), np.float32), np.ones((ROWS // 2, COLUMNS), np.float32)
+    if kernels is None:
+        best_s = _best(lambda: a @ b.T, seconds)
+    else:
+        w = kernels.pack(b.astype(storage_dtype("bfloat16")))
+        best_s = _best(lambda: kernels.ops.matmul(a, w, None), seconds)
+    return 2 * TOKENS * COLUMNS * (ROWS // 2) / best_s
 
 
 def multiply_int8(kernels: Backend, seconds: float = 0.5) -> float:
@@ -84,15 +90,6 @@ def read_file(directory: Path, nbytes: int = FILE_BYTES) -> float:
             while again.readinto(buffer):
                 pass
         return nbytes / (time.perf_counter() - began)
-
-
-def last_level_cache_bytes() -> int:
-    """Size of the largest cache of the first core; 32 MiB where the system does not say."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        sizes.append(int(text.rstrip("KM")) << {"K": 10, "M": 20}.get(text[-1], 0))
-    return max(sizes, default=32 << 20)
 
 
 def _kernels(threads: int) -> Backend | None:

@@ -3,7 +3,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,6 +11,7 @@ from gramme.llm.engine import Engine
 from gramme.plan import calibration, check
 from gramme.plan.check import Check
 from gramme.plan.hardware import Hardware
+from gramme.plan.others import Others
 from gramme.request import Request, SamplingParams
 
 PREFILL, DECODE, PROMPT = 256, 48, 16  # tokens
@@ -55,13 +55,14 @@ def tests(prefill: int = PREFILL, decode: int = DECODE, batch: int = 8) -> list[
 
 def bench(engine: Engine, hardware: Hardware, todo: Sequence[Test], repeats: int = 3,
           calibrated: bool = True) -> Iterator[Result]:
-    """One result for each test, as it comes; what calibration may learn is stored where `calibrated`."""
+    """One result for each test, as it comes; it teaches calibration where `calibrated` and nobody disturbed it."""
     for test in todo:
         _check(test, engine.plan)
         measure(engine, test)  # captures steps, fills caches
+        others = Others()
         times = [measure(engine, test) for _ in range(repeats)]
         result = judge(engine.model, engine.plan, hardware, test, times, calibrated)
-        if calibrated:
+        if calibrated and not others.disturb(engine.plan.threads):
             calibration.remember(engine.plan.backend, engine.plan.dtype, engine.plan.ledger.weights, hardware,
                                  {test.phase: result.seconds / result.uncalibrated_s})
         yield result
@@ -133,13 +134,3 @@ def record(results: Sequence[Result], model: str, hardware: Hardware, p: Plan,
             "model": model, "backend": p.backend, "dtype": p.dtype, "threads": p.threads,
             "workload": {"tests": [r.test for r in results], "prompt_tokens": PROMPT},
             "memory": memory, "results": {r.test: asdict(r) for r in results}}
-
-
-def resident_bytes() -> int:
-    """Anonymous and mapped memory of this process; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    sizes = {words[0]: int(words[1]) * 1024 for line in lines if (words := line.split())[2:] == ["kB"]}
-    return sizes.get("RssAnon:", 0) + sizes.get("RssFile:", 0)

@@ -13,7 +13,7 @@ from gramme.plan.units import gb, parse_price, parse_watts
 
 
 def main(args: argparse.Namespace) -> None:
-    from gramme.bench.run import bench, line, record, resident_bytes, tests
+    from gramme.bench.run import bench, line, record, tests
     from gramme.llm.engine import Engine
 
     asked = settle(args, BenchOptions)
@@ -21,14 +21,13 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--repeats must be from 1 to 1000, not {asked.repeats}")
     config = replace(settle(args, EngineConfig), skip_tokenizer_init=True, prefix_caching=False)
     million(config, 0.0)  # found to be wrong now rather than at the end
-    before = resident_bytes()
     engine = Engine.load(config)
     hardware = replace(this_machine(), backends=available())
     results = []
     for result in bench(engine, hardware, tests(), asked.repeats, asked.calibration):
         print(line(result), flush=True)
         results.append(result)
-    memory = {"predicted_bytes": engine.plan.ledger.total, "measured_bytes": resident_bytes() - before}
+    memory = {"predicted_bytes": engine.plan.ledger.total, "measured_bytes": engine.taken_bytes}
     print(f"memory   predicted {gb(memory['predicted_bytes'])} at most, took {gb(memory['measured_bytes'])}")
     for r in results:
         print(f"{r.test:8} a million tokens cost {said(million(config, 1 / r.tokens_per_s))}")

@@ -2,18 +2,26 @@
 import argparse
 import json
 import platform
-from datetime import date
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from importlib.util import find_spec
+from itertools import product
 
 from gramme import __version__
 from gramme.bench.ceilings import measure
+from gramme.bench.speeds import measure as measure_speeds
 from gramme.cli.flags import settle
 from gramme.cli.options import DoctorOptions
 from gramme.config import ConfigError
 from gramme.kernels.load import backend
 from gramme.kernels.present import available, missing
+from gramme.plan import speeds
 from gramme.plan.hardware import Hardware, remember, this_machine
+from gramme.plan.others import Others
 from gramme.plan.units import gb
+
+CEILINGS = ("bandwidth", "float32", "int8", "disk", "link")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -27,7 +35,9 @@ def main(args: argparse.Namespace) -> None:
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
         "cpu_level": backend("cpu").level if "cpu" in available() else f"none; {missing()}" if missing() else "none",
         "backends": {name: _try(name) for name in ("cpu", "reference", "eager")},
-        "ceilings": {"source": machine.source, **{name: _rate(name, rate) for name, rate in machine.rates.items()}},
+        "ceilings": {"source": machine.source, **{name: _rate(name, rate) for name, rate in machine.rates.items()
+                                                  if name in CEILINGS}},
+        "speeds": dict(_speeds(machine.rates)),
     }
     if asked.json:
         print(json.dumps(facts))
@@ -39,9 +49,26 @@ def main(args: argparse.Namespace) -> None:
 
 def _measure(machine: Hardware) -> Hardware:
     """Measured now, and kept for the plans to come."""
-    rates = measure(machine.cores)
-    remember(rates, date.today().isoformat())
+    others = Others()
+    remember(measure(machine.cores) | measure_speeds(machine.cores), f"{datetime.now():%Y-%m-%d %H:%M}")
+    if others.disturb(machine.cores):
+        print(f"gramme: others took {others.cores():.1f} cores meanwhile: measure again when this machine is quiet",
+              file=sys.stderr)
     return this_machine()
+
+
+def _speeds(rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Of our CPU kernels, where they were measured."""
+    if speeds.STEP not in rates:
+        return
+    for form, cached in product(speeds.BYTES, (False, True)):
+        each = ", ".join(f"{rates[speeds.product_name(form, n, cached)] / 1e9:.0f}" for n in speeds.TOKENS)
+        yield form + (" in cache" if cached else ""), f"{each} G operations/s"
+    yield "of tokens", ", ".join(map(str, speeds.TOKENS))
+    yield speeds.ATTENTION, f"{rates[speeds.ATTENTION] / 1e9:.0f} G operations/s"
+    yield speeds.KEYS, f"{rates[speeds.KEYS] / 1e9:.1f} G elements/s"
+    for name in (speeds.STEP, speeds.ROW, speeds.LAYER, speeds.CALLED_LAYER, speeds.LAYER_ROW):
+        yield name, f"{1e6 / rates[name]:.1f} us beside its work"
 
 
 def _rate(name: str, rate: float) -> str:

@@ -5,8 +5,7 @@ import os
 import sys
 from dataclasses import asdict
 
-from gramme.bench.ceilings import last_level_cache_bytes, read_bandwidth
-from gramme.bench.run import resident_bytes
+from gramme.bench.ceilings import read_bandwidth
 from gramme.cli import cost, ledger, verdict
 from gramme.cli.flags import settle
 from gramme.cli.options import RunOptions, SamplingOptions
@@ -15,6 +14,8 @@ from gramme.config import ConfigError, EngineConfig
 from gramme.llm.engine import Engine
 from gramme.llm.llm import LLM, Prompt
 from gramme.llm.report import Facts, report, text
+from gramme.plan.limits import last_level_cache_bytes
+from gramme.plan.others import Others
 from gramme.request import RequestError, RequestOutput, SamplingParams
 
 EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
@@ -24,14 +25,13 @@ EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
 def main(args: argparse.Namespace) -> None:
     config, asked, sampling = settle(args, EngineConfig), settle(args, RunOptions), settle(args, SamplingOptions)
     prompts = _prompts(asked.prompt, config.model)
-    before = resident_bytes()
     llm = LLM(**asdict(config), progress=Bar("loading"))
     try:
         params = llm.default_params(**sampling.given())
         for prompt in prompts:
             if len(prompts) > 1 and not asked.json:
                 print(f"> {prompt}", flush=True)
-            _answer(llm, prompt, params, asked, before)
+            _answer(llm, prompt, params, asked)
         if asked.verbose:
             e = llm.engine
             print(*text(report(Facts(config, e.model, e.plan, e.loaded, e.stats()))), sep="\n", file=sys.stderr)
@@ -49,11 +49,11 @@ def _prompts(given: str | None, model: str) -> list[str]:
     raise RequestError("there is no prompt: give one with -p or on standard input")
 
 
-def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions,
-            without_model: int) -> None:
+def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions) -> None:
     prompt: Prompt = text
     if llm.chat_form is not None and llm.chat_form.template is not None and not asked.raw:
         prompt = {"messages": [{"role": "user", "content": text}]}
+    others = Others()
     for _, delta, so_far in llm.stream(prompt, params):
         output = so_far
         if not asked.json:
@@ -65,9 +65,11 @@ def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions,
         print(_summary(llm, output), file=sys.stderr)
     if asked.verbose:
         print(_ledger(output), cost.line(output.metrics.spent, llm.engine.meter.power, llm.engine.plan.price),
-              *_verdict(llm.engine, output, asked, resident_bytes() - without_model), sep="\n", file=sys.stderr)
-    if asked.calibration:
+              *_verdict(llm.engine, output, asked), sep="\n", file=sys.stderr)
+    if asked.calibration and not others.disturb(llm.engine.plan.threads):
         verdict.learn(llm.engine, output)
+    elif asked.calibration and asked.verbose:
+        print(f"nothing learnt: others took {others.cores():.1f} cores meanwhile", file=sys.stderr)
 
 
 def _record(output: RequestOutput) -> dict[str, object]:
@@ -85,9 +87,9 @@ def _ledger(output: RequestOutput) -> str:
     return ledger.line(m.stamps, m.cached_tokens, prompt - m.cached_tokens, columns)
 
 
-def _verdict(engine: Engine, output: RequestOutput, asked: RunOptions, taken_bytes: int) -> list[str]:
+def _verdict(engine: Engine, output: RequestOutput, asked: RunOptions) -> list[str]:
     try:
-        return list(verdict.lines(engine, list(verdict.checks(engine, output, asked.calibration)), taken_bytes))
+        return list(verdict.lines(engine, list(verdict.checks(engine, output, asked.calibration))))
     except ConfigError as error:
         return [f"times were not predicted: {error}"]
 

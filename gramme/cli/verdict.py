@@ -39,10 +39,9 @@ def learn(engine: Engine, output: RequestOutput) -> None:
         check.learn(engine.plan, _hardware(engine), [c for c in checks(engine, output, True) if enough[c.phase]])
 
 
-def lines(engine: Engine, found: Sequence[Check], taken_bytes: int) -> Iterator[str]:
-    """`taken_bytes`: what this process takes beyond one that has loaded nothing."""
-    predicted = gb(engine.plan.ledger.total)
-    yield f"memory   predicted {predicted} at most, took {gb(taken_bytes)} with tokenizer and libraries"
+def lines(engine: Engine, found: Sequence[Check]) -> Iterator[str]:
+    total, taken = engine.plan.ledger.total, engine.taken_bytes
+    yield f"memory   predicted {gb(total)} at most, took {gb(taken)} ({taken / total - 1:+.0%})"
     for c in found:
         yield f"{NAMES[c.phase]:8} predicted {ms(c.predicted.seconds)}, took {ms(c.measured_s)} ({c.error:+.0%})"
 

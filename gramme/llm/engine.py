@@ -25,6 +25,7 @@ from gramme.models.layouts import Layouts, folder, layouts, refusal
 from gramme.models.load import build
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
+from gramme.plan.limits import resident_bytes
 from gramme.plan.planner import plan
 from gramme.request import (
     NOTHING,
@@ -97,6 +98,7 @@ class Engine:
         for note in losses + ([slow] if slow else []):
             print(f"gramme: {note}", file=sys.stderr)
         kernels = backend(decided.backend, decided.threads, decided.deterministic, decided.half)
+        without = resident_bytes()
         kept = layouts(opened.name, opened.files, kernels, decided.dtype, decided.ledger.weights) \
             if config.layout_cache else None
         decoder = build(opened.config, opened.source, kernels, decided.dtype, decided.max_model_len, kept=kept)
@@ -105,8 +107,14 @@ class Engine:
             kept.close()
         grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))
         runner = Runner(opened.config, decided, decoder, kernels)
-        loaded = found(kernels, hardware, time.monotonic() - began_s, *_layout(config, opened, kernels, decided, kept))
+        loaded = found(kernels, hardware, time.monotonic() - began_s, without,
+                       *_layout(config, opened, kernels, decided, kept))
         return cls(opened.config, decided, opened.defaults, runner, grammars, loaded, drawn)
+
+    @property
+    def taken_bytes(self) -> int:
+        """What this process takes beyond one that has loaded no model: anonymous memory and mapped weights."""
+        return resident_bytes() - self.loaded.without_bytes
 
     @property
     def busy(self) -> bool:

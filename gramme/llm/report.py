@@ -14,6 +14,7 @@ from gramme.plan.hardware import Hardware
 from gramme.plan.units import gb, ms
 from gramme.request import EngineStats
 
+OFF_BY_ITSELF = ("speculation", "deterministic", "float16 sums")  # these need to be asked for
 State = Literal["engaged", "waiting", "no effect", "fell back", "off"]
 
 
@@ -38,6 +39,7 @@ class Loaded:
     asynchronous: bool = False
     hardware: Hardware | None = None
     seconds: float = 0.0
+    without_bytes: int = 0  # of memory that the process had, tokenizer and libraries included, before the model came
     layout: str = "none"  # "mapped", "written" or "none"
     layout_why: str = ""
 
@@ -50,19 +52,25 @@ class Facts(NamedTuple):
     stats: EngineStats
 
 
-def found(kernels: Backend, hardware: Hardware | None = None, seconds: float = 0.0, layout: str = "none",
-          layout_why: str = "") -> Loaded:
+def found(kernels: Backend, hardware: Hardware | None = None, seconds: float = 0.0, without_bytes: int = 0,
+          layout: str = "none", layout_why: str = "") -> Loaded:
     return Loaded(level=kernels.level, records=kernels.records, asynchronous=kernels.asynchronous, hardware=hardware,
-                  seconds=seconds, layout=layout, layout_why=layout_why)
+                  seconds=seconds, without_bytes=without_bytes, layout=layout, layout_why=layout_why)
 
 
 def report(f: Facts) -> list[Line]:
     return [line(f) for line in LINES]
 
 
+def surprising(lines: list[Line]) -> list[Line]:
+    """What was asked for, or tried, and does not act; and what the user has switched off."""
+    off = lambda e: e.state == "off" and e.asked != "auto" and e.name not in OFF_BY_ITSELF
+    return [e for e in lines if e.state in ("fell back", "no effect") or off(e)]
+
+
 def text(lines: list[Line]) -> list[str]:
     """The lines as people read them."""
-    wide = max(len(line.name) for line in lines)
+    wide = max((len(line.name) for line in lines), default=0)
     return [f"{e.name:{wide}}  {e.state:9}  " + "; ".join(filter(None, (f"asked: {e.asked}", e.why, e.effect)))
             for e in lines]
 
@@ -105,7 +113,7 @@ def _weights(f: Facts) -> Line:
 
 
 def _layout(f: Facts) -> Line:
-    asked = "on" if f.config.layout_cache else "off"
+    asked = "auto" if f.config.layout_cache else "off"
     took = f"loading took {ms(f.loaded.seconds)}" if f.loaded.seconds else ""
     if f.loaded.layout == "none":
         return Line("layout cache", asked, "off", f.loaded.layout_why, effect=took)

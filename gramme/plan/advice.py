@@ -122,7 +122,7 @@ class Trial(NamedTuple):
 
 
 def _trial(m: ModelConfig, engine: EngineConfig, p: Plan, hardware: Hardware, goal: Goal, factors: Factors) -> Trial:
-    s = Setup(hardware=hardware, backend=p.backend, dtype=p.dtype, layers=m.layers,
+    s = Setup(hardware=hardware, backend=p.backend, dtype=cost.form(m, p.dtype), layers=m.layers,
               factors=factors(p.backend, p.dtype, p.ledger.weights))
     f = forecast(m, p, s, goal)
     return Trial(engine, p, s, f, _missed(p, f, goal))

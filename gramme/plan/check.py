@@ -47,7 +47,8 @@ def learn(p: Plan, hardware: Hardware, checks: Iterable[Check]) -> None:
 def _check(m: ModelConfig, p: Plan, hardware: Hardware, phase: str, works: Sequence[cost.Work], measured_s: float,
            calibrated: bool) -> Check:
     learnt = calibration.factors(p.backend, p.dtype, p.ledger.weights, hardware) if calibrated else {}
-    plain, taught = (Setup(hardware=hardware, backend=p.backend, dtype=p.dtype, layers=m.layers, factors=factors)
+    form = cost.form(m, p.dtype)
+    plain, taught = (Setup(hardware=hardware, backend=p.backend, dtype=form, layers=m.layers, factors=factors)
                      for factors in ({}, learnt))
     work = sum(works[1:], works[0])
     return Check(phase=phase, measured_s=measured_s, predicted=roofline.total(works, taught, phase),

@@ -3,9 +3,12 @@
 A multiply-add is two operations. Caches are taken to hold activations and nothing else. Knows no machine and no time.
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from gramme.config import ModelConfig, matrix_bytes
+
+MOST_4_BITS = 0.75  # bytes of an element, with its part of scales and zero points
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +25,37 @@ class Weights:
         return self.layers + self.embed + self.head + self.vectors
 
 
+class Product(NamedTuple):
+    """Matrices that so many tokens pass."""
+
+    elements: float
+    nbytes: float
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one step needs."""
+    """What one step needs, or several."""
 
-    weight_bytes: float = 0
+    products: tuple[Product, ...] = ()  # all layers', the head's
+    other_bytes: float = 0  # rows of the embedding, gains and biases
     kv_bytes: float = 0  # read and written
-    matmul_ops: float = 0  # in products with weights
+    kv_elements: float = 0
+    queries: float = 0  # elements of queries, in all layers
     attention_ops: float = 0
+    stream: float = 0  # elements of the residual stream, once for each layer
     elements: float = 0  # touched between products: norms, rope, activations, softmax, quantisation
     tokens: int = 0
+    rows: int = 0
+
+    @property
+    def weight_bytes(self) -> float:
+        return self.other_bytes + sum(p.nbytes for p in self.products)
+
+    @property
+    def matmul_ops(self) -> float:
+        """In products with weights."""
+        return sum(2 * p.elements * p.tokens for p in self.products)
 
     @property
     def nbytes(self) -> float:
@@ -47,9 +71,7 @@ class Work:
         return self.ops / self.nbytes
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.weight_bytes + other.weight_bytes, self.kv_bytes + other.kv_bytes,
-                    self.matmul_ops + other.matmul_ops, self.attention_ops + other.attention_ops,
-                    self.elements + other.elements, self.tokens + other.tokens)
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def weights(m: ModelConfig, dtype: str) -> Weights:
@@ -61,6 +83,14 @@ def weights(m: ModelConfig, dtype: str) -> Weights:
     return Weights(_with_integers(layers, layer_elements(m), m.stored.layers),
                    _with_integers(table, elements, m.stored.embed),
                    _with_integers(head, elements, m.stored.head), vectors)
+
+
+def form(m: ModelConfig, dtype: str) -> str:
+    """What most of the layers' weights are in memory: `dtype`, or the file's own integers."""
+    count, nbytes = m.stored.layers
+    if 2 * count <= layer_elements(m):
+        return dtype
+    return "int4" if nbytes <= MOST_4_BITS * count else "int8"
 
 
 def _with_integers(nbytes: int, elements: int, stored: tuple[int, int]) -> int:
@@ -77,17 +107,18 @@ def layer_elements(m: ModelConfig) -> int:
 def step(m: ModelConfig, w: Weights, kv_dtype: str, rows: Sequence[tuple[int, int]], outputs: int) -> Work:
     """A step whose rows are [(start, tokens), ...]: so many tokens from that position. `outputs` rows of logits."""
     tokens = sum(n for _, n in rows)
-    head = (w.head or w.embed) if outputs else 0
-    embed = w.embed * tokens // m.vocab_size
+    products = [Product(layer_elements(m), w.layers, tokens)]
+    if outputs:
+        products.append(Product(m.vocab_size * m.width, w.head or w.embed, outputs))
     sums = [_layer_sum(m, start, n) for start, n in rows]
     kv_tokens = sum(read for _, read in sums) + tokens * m.layers
     pairs = sum(pairs for pairs, _ in sums)
     return Work(
-        weight_bytes=w.layers + w.vectors + head + embed,
+        products=tuple(products), other_bytes=w.vectors + w.embed * tokens // m.vocab_size,
         kv_bytes=kv_tokens * m.kv_token_bytes(kv_dtype) / m.layers,
-        matmul_ops=2 * tokens * layer_elements(m) + 2 * outputs * m.vocab_size * m.width,
-        attention_ops=4 * m.heads * m.head_dim * pairs,
-        elements=tokens * m.layers * (12 * m.width + 4 * m.ff_width) + m.heads * pairs, tokens=tokens,
+        queries=tokens * m.layers * m.heads * m.head_dim, kv_elements=kv_tokens * 2 * m.kv_heads * m.head_dim,
+        attention_ops=4 * m.heads * m.head_dim * pairs, stream=tokens * m.layers * m.width,
+        elements=tokens * m.layers * (12 * m.width + 4 * m.ff_width) + m.heads * pairs, tokens=tokens, rows=len(rows),
     )
 
 

@@ -1,8 +1,8 @@
 """What a machine is, as one record: cores, memory, and the rates that it reaches at most. Measuring is done elsewhere.
 
-Rates are bytes/s for "bandwidth" (memory), "disk" and "link" (host to GPU), operations/s for the others; a multiply-add
-is two operations. They are measured ones where `remember` has stored them, a data sheet's for cards that are not here,
-and else assumed, which every prediction then says.
+Rates are bytes/s for "bandwidth" (memory), "disk" and "link" (host to GPU), operations/s for the other ceilings; a
+multiply-add is two operations. Those of our own CPU kernels are described in speeds.py. They are measured ones where
+`remember` has stored them, a data sheet's for cards that are not here, and else assumed, which every prediction says.
 """
 import json
 import os
@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 from gramme.config import ConfigError
 from gramme.plan.gpus import GPU, Ceiling
-from gramme.plan.limits import memory_bytes, threads
+from gramme.plan.limits import last_level_cache_bytes, memory_bytes, threads
 
-VERSION = 1  # of the file of measured rates
+VERSION = 2  # of the file of measured rates
 # Assumed where nothing was measured, for one core: what two-channel desktops with AVX2 have at least.
 CORE_BANDWIDTH, MOST_BANDWIDTH = 10e9, 40e9
 CORE_FLOAT32, CORE_INT8 = 40e9, 120e9
@@ -30,6 +30,7 @@ class Hardware:
     kind: Literal["cpu", "gpu"] = "cpu"
     name: str = "this machine"
     total_bytes: int = 0
+    cache_bytes: int = 0  # of a CPU's last level
     processors: int = 0  # multiprocessors of a GPU
     rates: Mapping[str, float] = field(default_factory=dict)
     source: str = "assumed"  # of the rates: "measured DATE", "data sheet", "assumed"
@@ -47,7 +48,7 @@ def this_machine() -> Hardware:
     cores, name = threads(), cpu_name()
     rates, source = _measured(name, cores)
     return Hardware(cores=cores, free_bytes=_free_bytes(), name=name, total_bytes=_meminfo("MemTotal:") or 0,
-                    rates=rates, source=source)
+                    cache_bytes=last_level_cache_bytes(), rates=rates, source=source)
 
 
 def card(gpu: GPU) -> Hardware:

@@ -1,4 +1,4 @@
-"""What the system leaves to this process: how many cores are worth a thread, and how much memory. Reads /proc and /sys.
+"""What the system leaves to this process: cores that are worth a thread, memory, cache. Reads /proc and /sys.
 
 Where these do not exist, on other systems than Linux, nothing limits but the number of processors.
 """
@@ -23,6 +23,20 @@ def memory_bytes(root: Path = ROOT) -> int | None:
     pairs = [(_read(f / most), _read(f / used)) for f in _groups("memory", root) for most, used in names]
     return min((max(0, int(most) - int(used)) for most, used in pairs if most.isdigit() and used.isdigit()),
                default=None)
+
+
+def last_level_cache_bytes(root: Path = ROOT) -> int:
+    """Size of the largest cache of the first core; 32 MiB where the system does not say."""
+    sizes = [_read(path) for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 10, "M": 20}
+    return max((int(size.rstrip("KM")) << units.get(size[-1], 0) for size in sizes if size), default=32 << 20)
+
+
+def resident_bytes() -> int:
+    """Anonymous and mapped memory of this process; 0 where the system does not say."""
+    lines = (line.split() for line in _read(ROOT / "proc/self/status").splitlines())
+    sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
+    return sizes.get("RssAnon:", 0) + sizes.get("RssFile:", 0)
 
 
 def _cores(allowed: set[int], root: Path) -> set[str]:

@@ -80,7 +80,8 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
         threads=threads, seed=engine.seed, logit_rows=memory.logit_rows(model, w.total),
         graph_bytes=memory.graph_bytes(w.total), ledger=ledger(pages, chunk), deterministic=engine.deterministic,
         half=engine.accumulate == "float16",
-        tariff=tariff(model, w, kv_dtype, Setup(hardware=hardware, backend=backend, dtype=dtype, layers=model.layers)),
+        tariff=tariff(model, w, kv_dtype, Setup(hardware=hardware, backend=backend, dtype=cost.form(model, dtype),
+                                                layers=model.layers)),
         watts=None if engine.power is None else parse_watts(engine.power),
         price=None if engine.price is None else parse_price(engine.price),
         notes=(

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from gramme.config import ConfigError, ModelConfig, Price, Tariff
-from gramme.plan import cost, roofline
+from gramme.plan import cost, roofline, speeds
 from gramme.plan.roofline import Setup
 from gramme.plan.units import ms
 from gramme.request import Spent
 
 HOUR_S, KWH_J = 3600.0, 3.6e6
 KINDS = ("prefill", "decode", "cached", "recomputed", "rejected")
+ONE = cost.Work(tokens=1)  # a step of few tokens, its rows aside
 UNKNOWN_CARD = {"bandwidth": 1008e9, "fp32_accumulate": 165e12}  # its proportions are taken to be an RTX 4090's
 
 
@@ -55,17 +56,37 @@ class Entry:
 
 def tariff(m: ModelConfig, w: cost.Weights, kv_dtype: str, s: Setup) -> Tariff:
     """The seconds of `roofline.seconds` taken apart; on a GPU as if memory and arithmetic took turns."""
+    if s.measured:
+        return _measured(m, w, kv_dtype, s)
     bandwidth, compute, attention, elements = (_seconds(s, name) for name in (
         "bandwidth", s.compute, s.attention, "float32"))
     if s.hardware.kind == "cpu":
         elements = roofline.ELEMENT_OPS / s.hardware.rate("float32")
     kv = m.kv_token_bytes(kv_dtype)
     return Tariff(
-        step_s=(w.layers + w.vectors) * bandwidth + roofline.host_s(s), head_s=(w.head or w.embed) * bandwidth,
+        step_s=(w.layers + w.vectors) * bandwidth + roofline.host_s(s, "decode", ONE),
+        head_s=(w.head or w.embed) * bandwidth,
         token_s=2 * cost.layer_elements(m) * compute + m.layers * (12 * m.width + 4 * m.ff_width) * elements
         + (w.embed / m.vocab_size + kv) * bandwidth,
         output_s=2 * m.vocab_size * m.width * compute, pair_s=4 * m.heads * m.head_dim * attention + m.heads * elements,
         key_s=kv / m.layers * bandwidth, windows=tuple(cost.windows(m).items()),
+    )
+
+
+def _measured(m: ModelConfig, w: cost.Weights, kv_dtype: str, s: Setup) -> Tariff:
+    """By the speeds of our kernels on this machine, along straight lines."""
+    rates, layers, head = s.hardware.rates, cost.layer_elements(m), m.vocab_size * m.width
+    once_s, each_s = speeds.line(s.hardware, layers, w.layers)
+    kv = m.kv_token_bytes(kv_dtype)
+    return Tariff(
+        step_s=layers * once_s + w.vectors / rates["bandwidth"] + roofline.host_s(s, "decode", ONE),
+        head_s=head * once_s,
+        token_s=layers * each_s + m.layers * m.width / rates[speeds.STREAM]
+        + 4 * m.layers * speeds.MASKED_KEYS * m.heads * m.head_dim / rates[speeds.ATTENTION]
+        + (w.embed / m.vocab_size + kv) / rates["bandwidth"],
+        output_s=head * each_s + 1 / rates[speeds.ROW] + m.layers / rates[speeds.LAYER_ROW],
+        pair_s=4 * m.heads * m.head_dim / rates[speeds.ATTENTION],
+        key_s=2 * m.kv_heads * m.head_dim / rates[speeds.KEYS], windows=tuple(cost.windows(m).items()),
     )
 
 

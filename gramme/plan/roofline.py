@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gramme.config import INTEGER_BITS, ModelConfig
-from gramme.plan import cost
+from gramme.plan import cost, speeds
 from gramme.plan.gpus import SHARE_SPREAD, Prediction, predict
 from gramme.plan.hardware import Hardware
 
@@ -20,7 +20,7 @@ SHARES: dict[str, dict[str, float]] = {
     "reference": {"bandwidth": 0.6, "float32": 0.5, "int8": 0.01},
 }
 HOST_S = {"cpu": 0.15e-3, "cuda": 0.3e-3, "eager": 1e-3, "reference": 1e-3}  # Python's part of a step
-# Of a layer: a step of few tokens is replayed by one call, longer ones go operation by operation.
+# Of a layer: steps that decode are replayed by one call, prompts, each of its own length, go operation by operation.
 LAYER_S = {"cpu": (0.03e-3, 0.5e-3), "cuda": (0.0, 0.0), "eager": (0.5e-3, 0.5e-3), "reference": (0.3e-3, 0.3e-3)}
 REPLAYED_TOKENS = 64
 ELEMENT_OPS = 120  # an element between products costs as much as so many operations of float32 products at their best
@@ -42,7 +42,7 @@ class Setup:
 
     hardware: Hardware
     backend: str
-    dtype: str  # of the weights
+    dtype: str  # of most layers' weights, see `cost.form`
     layers: int
     factors: Mapping[str, Factor] = field(default_factory=dict)  # by phase: "prefill", "decode"
 
@@ -52,6 +52,11 @@ class Setup:
         if self.hardware.kind == "gpu":
             return "fp32_accumulate"
         return "int8" if self.dtype in INTEGER_BITS else "float32"
+
+    @property
+    def measured(self) -> bool:
+        """Whether the speeds of the kernels themselves are known, not only the machine's ceilings."""
+        return self.backend == "cpu" and speeds.known(self.hardware)
 
     @property
     def attention(self) -> str:
@@ -88,18 +93,23 @@ def bottleneck(work: cost.Work, s: Setup) -> Bottleneck:
 
 
 def seconds(work: cost.Work, s: Setup, phase: str) -> Prediction:
-    """Of one step in phase "prefill" or "decode": its tightest ceiling at the shares that we reach, as calibrated."""
+    """Of one step in phase "prefill" or "decode", as calibrated: by the measured speeds of the kernels where they are
+    known, else its tightest ceiling at the shares that we reach elsewhere."""
+    if s.measured:
+        middle = speeds.work_s(work, s.hardware)
+        low = max(middle / (1 + SHARE_SPREAD), *ceiling_times(work, s))
+        return _calibrated(Prediction(middle, low, middle * (1 + SHARE_SPREAD)), s, phase, work)
     shares = SHARES[s.backend]
     attention = work.attention_ops * s.hardware.rate(s.compute) * shares[s.compute]
     attention /= s.hardware.rate(s.attention) * shares[s.attention]  # in operations of the other kind
     amounts = {"bandwidth": work.nbytes, s.compute: work.matmul_ops + attention}
     if s.hardware.kind == "gpu":
-        return _calibrated(predict(s.hardware, amounts, shares, s.layers * LAUNCHES_A_LAYER), s, phase, work.tokens)
+        return _calibrated(predict(s.hardware, amounts, shares, s.layers * LAUNCHES_A_LAYER), s, phase, work)
     # On a CPU the core that waits for a weight is the one that multiplies it: little overlaps, so times add up.
     times = [amount / (s.hardware.rate(name) * shares[name]) for name, amount in amounts.items()]
     times.append(work.elements * ELEMENT_OPS / s.hardware.rate("float32"))
     low = max(max(times) / (1 + SHARE_SPREAD), *ceiling_times(work, s))
-    return _calibrated(Prediction(sum(times), low, sum(times) * (1 + SHARE_SPREAD)), s, phase, work.tokens)
+    return _calibrated(Prediction(sum(times), low, sum(times) * (1 + SHARE_SPREAD)), s, phase, work)
 
 
 def total(works: Sequence[cost.Work], s: Setup, phase: str) -> Prediction:
@@ -133,13 +143,16 @@ def _as(s: Setup, dtype: str) -> Setup:
     return Setup(hardware=s.hardware, backend=s.backend, dtype=dtype, layers=s.layers)
 
 
-def host_s(s: Setup, tokens: int = 1) -> float:
+def host_s(s: Setup, phase: str, work: cost.Work) -> float:
     """Seconds of a step that neither bytes nor operations explain."""
-    return HOST_S[s.backend] + s.layers * LAYER_S[s.backend][tokens > REPLAYED_TOKENS]
+    called = phase == "prefill" or work.tokens > REPLAYED_TOKENS
+    if s.measured:
+        return speeds.host_s(work.rows, s.layers, called, s.hardware.rates)
+    return HOST_S[s.backend] + s.layers * LAYER_S[s.backend][called]
 
 
-def _calibrated(p: Prediction, s: Setup, phase: str, tokens: int) -> Prediction:
-    host = host_s(s, tokens)
+def _calibrated(p: Prediction, s: Setup, phase: str, work: cost.Work) -> Prediction:
+    host = host_s(s, phase, work)
     f = s.factors.get(phase, Factor())
     if not f.runs:
         spread = 2.0 if s.hardware.source == "assumed" else 1.0

@@ -1,8 +1,7 @@
 """The routes: each reads a body, asks the engine and answers. Knows no tensor, no JSON form and no process."""
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from starlette.routing import Route
 
 from gramme import __version__
 from gramme.plan.units import parse_seconds
-from gramme.request import Request, RequestError, SamplingParams, Stamps
+from gramme.request import RequestError, SamplingParams, Stamps
 from gramme.serve.admission import Admission, Place
 from gramme.serve.answer import Answer
 from gramme.serve.async_llm import AsyncLLM, EngineDead
@@ -189,20 +188,24 @@ class Server:
         width = self.llm.ready.model.width
         if body.dimensions not in (None, width):
             raise RequestError(f"dimensions must be {width}, which is what the model has", "dimensions")
-        vectors, tokens = await self._vectors(http, prompts_of(body.input, "input"), "input")
-        return _json(embedding_list(vectors, body.encoding_format, self.model, tokens), warnings)
+        job = await self._pooled(http, prompts_of(body.input, "input"), "input")
+        made = embedding_list(_vectors(job), body.encoding_format, self.model, job.usage()["prompt_tokens"])
+        return _json(made | ({"timings": job.timings()} if body.timings else {}), warnings)
 
     async def score(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Score)
         texts = [text for pair in body.pairs() for text in pair]
-        vectors, tokens = await self._vectors(http, texts, "text_1")
+        job = await self._pooled(http, texts, "text_1")
+        vectors = _vectors(job)
         scores = list(map(cosine, vectors[::2], vectors[1::2]))
-        return _json(score_list(scores, self.model, int(time.time()), tokens), warnings)
+        return _json(score_list(scores, self.model, int(time.time()), job.usage()["prompt_tokens"]), warnings)
 
     async def rerank(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Rerank)
-        (query, *documents), tokens = await self._vectors(http, [body.query, *body.documents], "documents")
-        return _json(ranking(body, [cosine(query, d) for d in documents], self.model, tokens), warnings)
+        job = await self._pooled(http, [body.query, *body.documents], "documents")
+        query, *documents = _vectors(job)
+        scores = [cosine(query, d) for d in documents]
+        return _json(ranking(body, scores, self.model, job.usage()["prompt_tokens"]), warnings)
 
     async def complete(self, http: HttpRequest) -> Response:
         body, warnings = await self._body(http, Completion)
@@ -276,20 +279,16 @@ class Server:
     def _expected(self, prompt_tokens: int, arrived_ns: int) -> Expected:
         return self.outlook.expected(prompt_tokens, arrived_ns, self.admission.loads, self.llm.ready.plan)
 
-    async def _vectors(self, http: HttpRequest, prompts: list[Any], param: str) -> tuple[list[list[float]], int]:
-        """Mean embeddings, and the tokens that they took."""
+    async def _pooled(self, http: HttpRequest, prompts: list[Any], param: str) -> Job:
+        """The prompts' mean embeddings."""
         stamps = _parsed(http)
         ids = [await self.intake.ids(p, param=param) for p in prompts]
         requests = [self.intake.request(i, SamplingParams(), stamps, param=param, pooling="mean") for i in ids]
-        with self._admit(Vectors(requests)):
-            return await until_gone(http, _all(map(self._vector, requests))), sum(map(len, ids))
-
-    async def _vector(self, request: Request) -> list[float]:
-        async with aclosing(self.llm.generate(request)) as updates:
-            async for u in updates:
-                if u.embedding is not None:
-                    return list(u.embedding)
-        raise HttpError(500, "the engine gave no embedding", "internal_error")
+        job, load = Job(requests, self.llm, self.tokenizer, self.metrics), Vectors(requests)
+        with self._admit(load):
+            job.predicted_ttft_s = load.predicted_ttft_s
+            await until_gone(http, job.drain())
+        return job
 
     async def _body(self, http: HttpRequest, kind: type) -> tuple[Any, list[str]]:
         self._check_ready()
@@ -346,8 +345,10 @@ async def _plain_error(http: HttpRequest, error: Exception) -> Response:
     return Json(HttpError(status, detail, kind, code=status).body, status)
 
 
-async def _all(work: Any) -> list[Any]:
-    return await asyncio.gather(*work)
+def _vectors(job: Job) -> list[list[float]]:
+    if any(a.embedding is None for a in job.assemblies):
+        raise HttpError(500, "the engine gave no embedding", "internal_error")
+    return [list(a.embedding or ()) for a in job.assemblies]
 
 
 class Json(Response):

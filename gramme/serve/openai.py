@@ -118,6 +118,7 @@ class Embeddings(Body, kw_only=True):
     input: Prompt
     encoding_format: Annotated[str, Meta(pattern="^(float|base64)$", max_length=8)] = "float"
     dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    timings: bool = False
 
 
 class Tokenize(Body, kw_only=True):

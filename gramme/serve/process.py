@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 
 from gramme.config import ConfigError, EngineConfig, ModelError
-from gramme.llm.report import Facts, report, text
+from gramme.llm.report import Facts, report, surprising, text
 from gramme.models.open import open_model
 from gramme.plan import check
 from gramme.plan.hardware import this_machine
@@ -112,12 +112,14 @@ class Listener(uvicorn.Server):
         return False
 
     def _greet(self) -> None:
-        """Once for each engine, as soon as it is ready: what acts and what does not, then where to find it."""
+        """Once for each engine, as soon as it is ready: what was asked for and does not act, then where to find it; the
+        whole report is at /v1/status."""
         ready, config = self._server.llm.ready, self._server.llm.config
         if ready is None or ready is self._greeted:
             return
         self._greeted = ready
-        for line in text(report(Facts(config, ready.model, ready.plan, ready.loaded, self._server.llm.stats))):
+        facts = Facts(config, ready.model, ready.plan, ready.loaded, self._server.llm.stats)
+        for line in text(surprising(report(facts))):
             self._log.say(line)
         self._log.say(f"{self._server.model} is ready at {url(self._options.host, self._options.port)}")
 

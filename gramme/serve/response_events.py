@@ -72,7 +72,8 @@ class ResponsesReply:
         usage = {"input_tokens": used["prompt_tokens"], "input_tokens_details": used["prompt_tokens_details"],
                  "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
                  "total_tokens": used["total_tokens"]}
-        return self._response(self._status()) | {"usage": usage}
+        timings = {"timings": self._job.timings()} if self._body.timings else {}
+        return self._response(self._status()) | {"usage": usage} | timings
 
     def _finish(self) -> Iterator[Json]:
         if not self._items:

@@ -59,6 +59,7 @@ class Responses(Body, kw_only=True):
     tools: Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
     parallel_tool_calls: bool | None = None
+    timings: bool = False
 
     unsupported: ClassVar = UNSUPPORTED
 
@@ -72,6 +73,7 @@ class Responses(Body, kw_only=True):
         return ChatCompletion(
             messages=messages, stream=self.stream, max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature, top_p=self.top_p, parallel_tool_calls=self.parallel_tool_calls,
+            timings=self.timings,
             response_format=ResponseFormat(type=form.type, json_schema=form) if form else None,
             tools=[_nested(t) for t in self.tools] if self.tools else None,
             tool_choice=Choice(type="function", function=choice) if isinstance(choice, FlatChoice) else choice)

@@ -36,7 +36,8 @@ def ceiling(ready: Ready, s: EngineStats) -> dict[str, Any] | None:
     context = min(max(1, s.pages_used * p.page_size // rows), p.max_model_len)
     work = cost.decode(m, cost.weights(m, p.dtype), p.kv_dtype, [context] * rows)
     try:
-        b = roofline.bottleneck(work, Setup(hardware=hardware, backend=p.backend, dtype=p.dtype, layers=m.layers))
+        b = roofline.bottleneck(work, Setup(hardware=hardware, backend=p.backend, dtype=cost.form(m, p.dtype),
+                                            layers=m.layers))
     except ConfigError:
         return None
     return {"tokens_per_s": rows / b.floor_s, "rows": rows, "context": context, "bound": b.bound,

@@ -14,6 +14,7 @@ from gramme.plan.hardware import this_machine
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(bench.Others, "cores", lambda self: 0.0)  # whatever runs beside the tests
 
 
 def last_line(capsys, *words):
@@ -45,7 +46,16 @@ def test_errors_teach_the_next_prediction_unless_told_not_to():
         next(bench.bench(engine, machine, [bench.Test(name="x", prompt=10**5)]))
 
 
+def test_what_was_disturbed_teaches_nothing(monkeypatch):
+    monkeypatch.setattr(bench.Others, "cores", lambda self: 64.0)
+    engine = Engine.load(EngineConfig(max_num_seqs=4, skip_tokenizer_init=True, prefix_caching=False))
+    p = engine.plan
+    list(bench.bench(engine, this_machine(), [bench.Test(name="tg4", prompt=4, answer=4)], 1))
+    assert calibration.factors(p.backend, p.dtype, p.ledger.weights, this_machine()) == {}
+
+
 def test_doctor_measures_and_plans_find_it(capsys, monkeypatch):
+    monkeypatch.setattr("gramme.cli.doctor.measure_speeds", lambda cores: {})
     monkeypatch.setattr("gramme.cli.doctor.measure", lambda cores: {"bandwidth": 2e10, "float32": 1e11, "int8": 3e11})
     assert "measured" in last_line(capsys, "doctor", "--measure", "--json")["ceilings"]["source"]
     assert this_machine().rate("bandwidth") == 2e10

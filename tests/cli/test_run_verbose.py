@@ -9,6 +9,7 @@ from gramme.cli.main import run
 from gramme.llm.llm import LLM
 from gramme.plan import calibration
 from gramme.plan.hardware import this_machine
+from gramme.plan.others import Others
 from gramme.request import PARTS, SamplingParams
 
 LONG = "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 4
@@ -17,6 +18,7 @@ LONG = "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 4
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Others, "cores", lambda self: 0.0)  # whatever runs beside the tests
     return tmp_path / "gramme" / "calibration.json"
 
 
@@ -41,6 +43,12 @@ def test_a_run_teaches_the_next_plan_unless_it_is_short_or_told_not_to(capsys, o
     assert not own_cache.exists()
     said(capsys, "-p", LONG, "-n", "20")
     assert {r["phase"] for r in json.loads(own_cache.read_text())["records"]} <= {"prefill", "decode"}
+
+
+def test_a_disturbed_run_teaches_nothing_and_says_so(capsys, own_cache, monkeypatch):
+    monkeypatch.setattr(Others, "cores", lambda self: 64.0)
+    assert "nothing learnt: others took 64.0 cores" in said(capsys, "-p", LONG, "-n", "20", "--verbose")
+    assert not own_cache.exists()
 
 
 def test_what_was_learnt_is_what_is_predicted():

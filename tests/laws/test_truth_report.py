@@ -7,7 +7,7 @@ from test_receipts_add_up import guesses
 
 from gramme.config import EngineConfig, Stored
 from gramme.kernels.load import backend
-from gramme.llm.report import LINES, Facts, Loaded, report, text
+from gramme.llm.report import LINES, Facts, Loaded, report, surprising, text
 from gramme.plan.cost import layer_elements
 from gramme.plan.hardware import Hardware
 from gramme.plan.planner import plan
@@ -137,6 +137,15 @@ def test_every_line_stands_once_and_can_be_printed():
     assert len({e.name for e in made}) == len(made) == len(LINES)
     assert all(e.name in printed and e.state in printed for e, printed in zip(made, text(made), strict=True))
     assert {e.name for e in made} >= {name.partition(",")[0] for name in CASES | ON_THE_CPU}
+
+
+def test_a_start_says_only_what_does_not_act_though_it_might_be_expected_to():
+    names = lambda *args, **kw: {e.name for e in surprising(report(facts(*args, **kw)))}
+    usual = facts(loaded=Loaded(layout_why="the weights are small", records=True))
+    assert surprising(report(usual)) == []
+    assert names(EngineConfig(prefix_caching=False, layout_cache=False)) == {"prefix cache", "layout cache"}
+    assert names(EngineConfig(backend="reference", threads=3, deterministic=True)) == {"threads", "deterministic"}
+    assert names(model=INTEGERS, config=EngineConfig(dtype="int8")) == {"weights"}
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -41,8 +41,8 @@ def test_the_parts_of_the_tariff_are_those_of_the_prediction(dtype, seed):
     w, setup = the_tariff(dtype)
     t, pieces = tariff(MODEL, w, "float16", setup), rows(r, r.randint(1, 9))
     work = cost.step(MODEL, w, "float16", [(p.start, p.tokens) for p in pieces], sum(p.outputs for p in pieces))
-    whole = roofline.seconds(work, setup, "decode").seconds - roofline.host_s(setup, work.tokens) \
-        + roofline.host_s(setup)
+    whole = roofline.seconds(work, setup, "decode").seconds - roofline.host_s(setup, "decode", work) \
+        + roofline.host_s(setup, "decode", cost.Work(tokens=1))
     parts = share(t, 1.0, pieces)
     assert sum(s.seconds for s in parts) == pytest.approx(1.0)
     # with no step and no head to share, the rows' own seconds are what is left of the prediction

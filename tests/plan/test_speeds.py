@@ -1,0 +1,91 @@
+"""Predictions from measured speeds: what was measured comes out again, and a record with gaps is no record."""
+from dataclasses import replace
+
+import pytest
+
+from gramme.config import EngineConfig, Stored
+from gramme.models.dummy import SHAPES
+from gramme.plan import cost, roofline, speeds
+from gramme.plan.hardware import Hardware
+from gramme.plan.planner import plan
+from gramme.plan.roofline import Setup
+
+M = SHAPES["1b"]
+RATES = dict.fromkeys(speeds.NAMES, 1e12) | {
+    "bandwidth": 50e9, "float32": 4e11, "int8": 16e11, speeds.STEP: 5e3, speeds.ROW: 5e4, speeds.LAYER: 4e5,
+    speeds.CALLED_LAYER: 3e3, speeds.LAYER_ROW: 1e6}
+MACHINE = Hardware(cores=2, free_bytes=1 << 34, backends=("cpu",), rates=RATES, cache_bytes=1 << 25, source="measured")
+
+
+def setup(hardware=MACHINE, dtype="int4"):
+    return Setup(hardware=hardware, backend="cpu", dtype=dtype, layers=M.layers)
+
+
+def seconds(tokens, hardware=MACHINE, dtype="int4"):
+    """Of so many sequences that decode, beside what is no product with weights."""
+    work = cost.decode(M, cost.weights(M, dtype), "float16", [1] * tokens)
+    others = replace(work, products=())
+    return speeds.work_s(work, hardware) - speeds.work_s(others, hardware)
+
+
+def with_products(form, rate, cached=False):
+    return replace(MACHINE, rates=RATES | {speeds.product_name(form, n, cached): rate(n) for n in speeds.TOKENS})
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8", "bfloat16", "float16"])
+def test_what_was_measured_is_predicted_for_as_many_tokens_and_between_them(dtype):
+    form = "bfloat16" if dtype == "float16" else dtype
+    elements = cost.layer_elements(M) + M.vocab_size * M.width
+    memory = with_products(form, lambda n: 1e11 * n)  # every number of tokens takes as long: reading is all
+    for tokens in (1, 3, 4, 100):
+        assert seconds(tokens, memory, dtype) == pytest.approx(2e-11 * elements, rel=1e-3)
+    compute = with_products(form, lambda n: 1e12)  # the same rate for all
+    for tokens in (1, 3, 64, 256, 1024):
+        assert seconds(tokens, compute, dtype) == pytest.approx(2e-12 * tokens * elements, rel=1e-3)
+
+
+def test_few_weights_stay_in_the_cache():
+    slow = with_products("int8", lambda n: 1e9)
+    tiny = SHAPES["tiny"]
+    work = cost.decode(tiny, cost.weights(tiny, "int8"), "float16", [1])
+    assert speeds.work_s(work, slow) < 0.001 < speeds.work_s(work, replace(slow, cache_bytes=0))
+
+
+def test_a_prompt_is_called_layer_by_layer_and_decoding_is_replayed():
+    work = cost.step(M, cost.weights(M, "int4"), "float16", [(0, 32)], 1)
+    prompt, decode = (roofline.seconds(work, setup(), phase).seconds for phase in ("prefill", "decode"))
+    assert prompt - decode == pytest.approx(M.layers * (1 / RATES[speeds.CALLED_LAYER] - 1 / RATES[speeds.LAYER]))
+
+
+def test_tokens_read_keys_and_prompts_multiply():
+    w = cost.weights(M, "int4")
+    short, long = (cost.decode(M, w, "float16", [n]) for n in (1, 1001))
+    slow = replace(MACHINE, rates=RATES | {speeds.KEYS: 1e9})
+    more_s = speeds.work_s(long, slow) - speeds.work_s(short, slow)
+    assert more_s == pytest.approx(1000 * M.layers * 2 * M.kv_heads * M.head_dim / 1e9, rel=2e-3)
+
+
+def test_a_record_with_a_gap_is_none():
+    assert setup().measured
+    for name in (speeds.ROW, speeds.product_name("int8", 16, True)):
+        gap = replace(MACHINE, rates={k: v for k, v in RATES.items() if k != name})
+        assert not setup(gap).measured and roofline.seconds(cost.decode(
+            M, cost.weights(M, "int4"), "float16", [64]), setup(gap), "decode").seconds > 0
+
+
+def test_the_files_own_integers_are_what_is_multiplied():
+    count = cost.layer_elements(M)
+    for nbytes, form in ((0.5625, "int4"), (1.0625, "int8")):
+        m = replace(M, stored=Stored(layers=(count, int(nbytes * count))))
+        assert cost.form(m, "bfloat16") == form
+        fast = with_products(form, lambda n: 1e15)
+        w = cost.weights(m, "bfloat16")
+        assert speeds.work_s(cost.step(m, w, "float16", [(0, 64)], 0), fast) < 0.02
+    assert cost.form(replace(M, stored=Stored(layers=(count // 3, count // 3))), "bfloat16") == "bfloat16"
+
+
+def test_receipts_are_shared_out_in_the_measured_proportions():
+    t = plan(M, EngineConfig(dtype="int4"), MACHINE).tariff
+    assert t.step_s > M.layers / RATES[speeds.LAYER] and min(t.token_s, t.output_s, t.pair_s, t.key_s) > 0
+    dear = plan(M, EngineConfig(dtype="int4"), with_products("int4", lambda n: 1e11)).tariff
+    assert dear.token_s > 5 * t.token_s
