@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
         "cores": machine.cores, "free_memory": gb(machine.free_bytes),
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
         "cpu_level": backend("cpu").level if "cpu" in available() else f"none; {missing()}" if missing() else "none",
-        "backends": {name: _try(name) for name in ("cpu", "reference", "eager")},
+        "backends": {name: _try(name, machine.cores) for name in ("cpu", "reference", "eager")},
         "ceilings": {"source": machine.source, **{name: _rate(name, rate) for name, rate in machine.rates.items()
                                                   if name in CEILINGS}},
         "speeds": dict(_speeds(machine.rates)),
@@ -75,10 +75,10 @@ def _rate(name: str, rate: float) -> str:
     return f"{rate / 1e9:.1f} " + ("GB/s" if name in ("bandwidth", "disk", "link") else "G operations/s")
 
 
-def _try(name: str) -> str:
+def _try(name: str, threads: int) -> str:
     if name == "eager" and find_spec("torch") is None:
         return "needs PyTorch"
     try:
-        return f"works on {backend(name).device.name}"
+        return f"works on {backend(name, threads).device.name}"
     except ConfigError as error:
         return str(error)

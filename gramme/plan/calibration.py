@@ -1,6 +1,5 @@
 """Remembers how far predictions were off on this machine, so that the next one is better. Knows no engine."""
 from collections.abc import Mapping
-from statistics import median
 from typing import Any
 
 from gramme.plan.hardware import Hardware, cache_directory, read_json, write_json
@@ -22,6 +21,8 @@ def factors(backend: str, dtype: str, weight_bytes: int, hardware: Hardware) -> 
                   if (r["backend"], r["dtype"], r["phase"]) == (backend, dtype, phase)
                   and 1 / ALIKE <= r["weight_bytes"] / weight_bytes <= ALIKE][-RECENT:]
         if ratios:
+            from statistics import median  # slow to import, and most starts have no record
+
             out[phase] = Factor(median(ratios), min(ratios), max(ratios), len(ratios))
     return out
 

@@ -67,3 +67,9 @@ def test_an_untested_level_is_passed_over_aloud_unless_it_is_named(monkeypatch, 
     monkeypatch.setenv("GRAMME_CPU_LEVEL", LEVELS[0])
     level, said = level_of(capsys)
     assert level.startswith(f"{LEVELS[0]} (") and "untested" in level and said == ""
+
+
+def test_the_threads_are_those_that_a_run_would_take(capsys, monkeypatch):
+    monkeypatch.setattr("gramme.plan.hardware.threads", lambda: 3)
+    assert run(["doctor", "--json"]) == 0
+    assert "3 threads" in json.loads(capsys.readouterr().out)["backends"]["cpu"]
