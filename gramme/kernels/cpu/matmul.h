@@ -15,6 +15,7 @@
 #define TOKENS 256       // tokens that a strip is multiplied by at a time: y of 32 kB
 #define COLUMNS 1024     // columns that are unpacked at a time: 32 kB of codes
 #define UNPACK_TOKENS 24 // from so many tokens on nibbles are unpacked once for all of them
+#define AHEAD 4096       // bytes: packed nibbles so far ahead are fetched; the next block lies behind this one
 
 struct Matrix {
     const void *data;
@@ -45,8 +46,7 @@ enum Codes { PACKED, SMALL, BYTES };
 // y (TT rows of STRIP * 16, from column `at`) += RB blocks times TT tokens over `groups` groups of `group` columns.
 template <int CODES, int RB, int TT, bool ZEROS, int GROUP>
 static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scales, const uint16_t *const *zeros,
-                            int64_t ratio, const Acts &x, int64_t token, int64_t first, int64_t groups, float *y,
-                            int64_t ahead) {
+                            int64_t ratio, const Acts &x, int64_t token, int64_t first, int64_t groups, float *y) {
     vf acc[RB][TT][NV];
     for (int r = 0; r < RB; r++)
         for (int t = 0; t < TT; t++)
@@ -77,7 +77,7 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
                         if (CODES == PACKED) high[r][v] = codes_high(c);
                     }
                 for (int r = 0; r < RB; r++) {
-                    if (CODES == PACKED) __builtin_prefetch(q[r] + ahead);
+                    if (CODES == PACKED) __builtin_prefetch(q[r] + AHEAD);
                     q[r] += 64;
                 }
 #pragma GCC unroll 8
@@ -127,17 +127,17 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
 template <int CODES, int RB, int TT, bool ZEROS, int GROUP>
 static int64_t int_tiles(const uint8_t *const *w, const uint16_t *const *scales, const uint16_t *const *zeros,
                          int64_t ratio, const Acts &x, int64_t token, int64_t t, int64_t tokens, int64_t first,
-                         int64_t groups, float *y, int64_t ahead) {
+                         int64_t groups, float *y) {
     for (; t + TT <= tokens; t += TT)
         for (int r = 0; r < STRIP; r += RB)
             int_tile<CODES, RB, TT, ZEROS, GROUP>(w + r, scales + r, zeros + r, ratio, x, token + t, first, groups,
-                                                  y + t * STRIP * 16 + r * 16, t + TT == tokens ? ahead : 0);
+                                                  y + t * STRIP * 16 + r * 16);
     return t;
 }
 
 template <int CODES, bool ZEROS, int GROUP>
 static void int_blocks(const Matrix &m, const uint8_t *const *w, const int64_t *blocks, const Acts &x, int64_t token,
-                       int64_t tokens, int64_t first, int64_t groups, float *y, int64_t ahead) {
+                       int64_t tokens, int64_t first, int64_t groups, float *y) {
     const uint16_t *scales[STRIP], *zeros[STRIP];
     for (int r = 0; r < STRIP; r++) {
         int64_t at = blocks[r] * (m.columns / m.group) * 16;
@@ -146,27 +146,25 @@ static void int_blocks(const Matrix &m, const uint8_t *const *w, const int64_t *
     }
     int64_t t = 0;
 #define TILES(RB, TT)                                                                                                  \
-    t = int_tiles<CODES, RB, TT, ZEROS, GROUP>(w, scales, zeros, m.group / GROUP, x, token, t, tokens, first, groups,  \
-                                               y, ahead)
+    t = int_tiles<CODES, RB, TT, ZEROS, GROUP>(w, scales, zeros, m.group / GROUP, x, token, t, tokens, first, groups, y)
     if (CODES == PACKED) TILES(FEW_RB, PACKED_TT);
     else TILES(INT_RB, INT_TT);
     if (INT_TT > 4) TILES(FEW_RB, 4);
     TILES(FEW_RB, 2);
-    TILES(FEW_RB, 1);
+    TILES(1, 1);  // memory is the limit: one stream is read faster than two
 #undef TILES
 }
 
 template <int CODES, bool ZEROS>
 static void int_groups(const Matrix &m, const uint8_t *const *w, const int64_t *blocks, const Acts &x, int64_t token,
-                       int64_t tokens, int64_t first, int64_t groups, float *y, int64_t ahead) {
+                       int64_t tokens, int64_t first, int64_t groups, float *y) {
     auto run = x.group == 32 ? int_blocks<CODES, ZEROS, 32> : int_blocks<CODES, ZEROS, 128>;
-    run(m, w, blocks, x, token, tokens, first, groups, y, ahead);
+    run(m, w, blocks, x, token, tokens, first, groups, y);
 }
 
-// y (tokens, 32) = the two blocks times `tokens` tokens from `token` on. While few tokens are multiplied, what lies
-// `ahead` blocks further is fetched: the next strip of the same chunk, several microseconds before it is needed.
+// y (tokens, 32) = the two blocks times `tokens` tokens from `token` on.
 static void int_strip(const Matrix &m, const int64_t *blocks, const Acts &x, int64_t token, int64_t tokens, float *y,
-                      uint8_t *unpacked, int64_t ahead) {
+                      uint8_t *unpacked) {
     __builtin_memset(y, 0, (size_t)tokens * STRIP * 16 * sizeof *y);
     const int64_t bytes = m.columns * (m.kind == KIND_BYTES ? 16 : 8);
     const bool split = m.kind == KIND_BYTES || tokens >= UNPACK_TOKENS;
@@ -184,7 +182,7 @@ static void int_strip(const Matrix &m, const int64_t *blocks, const Acts &x, int
         auto run = m.kind == KIND_BYTES ? (m.zeros ? int_groups<BYTES, true> : int_groups<BYTES, false>)
                    : split              ? (m.zeros ? int_groups<SMALL, true> : int_groups<SMALL, false>)
                                         : (m.zeros ? int_groups<PACKED, true> : int_groups<PACKED, false>);
-        run(m, w, blocks, x, token, tokens, k / x.group, columns / x.group, y, ahead * bytes);
+        run(m, w, blocks, x, token, tokens, k / x.group, columns / x.group, y);
     }
 }
 
@@ -235,8 +233,8 @@ static void float_strip(const Matrix &m, const int64_t *blocks, const Acts &x, i
 }
 
 static void strip(const Matrix &m, const int64_t *blocks, const Acts &x, int64_t token, int64_t tokens, float *y,
-                  uint8_t *unpacked, int64_t ahead = 0) {
-    if (m.kind >= KIND_NIBBLES) int_strip(m, blocks, x, token, tokens, y, unpacked, ahead);
+                  uint8_t *unpacked) {
+    if (m.kind >= KIND_NIBBLES) int_strip(m, blocks, x, token, tokens, y, unpacked);
     else if (m.kind == KIND_F32) float_strip<KIND_F32>(m, blocks, x, token, tokens, y);
     else if (m.kind == KIND_BF16) float_strip<KIND_BF16>(m, blocks, x, token, tokens, y);
     else float_strip<KIND_F16>(m, blocks, x, token, tokens, y);
@@ -272,7 +270,7 @@ static void matmul(const Args *a, int64_t chunk, char *scratch) {
         const int64_t pair[STRIP] = {s * STRIP, min64(s * STRIP + 1, blocks - 1)};
         for (int64_t token = 0; token < a->n[0]; token += TOKENS) {
             const int64_t tokens = min64(TOKENS, a->n[0] - token);
-            strip(m, pair, x, token, tokens, y, unpacked, s + 1 < end ? STRIP : 0);
+            strip(m, pair, x, token, tokens, y, unpacked);
             for (int64_t t = 0; t < tokens; t++) {
                 float *out = (float *)a->p[7] + (token + t) * n + s * STRIP * 16;
                 for (int64_t i = 0; i < min64(STRIP * 16, n - s * STRIP * 16); i++)
@@ -303,7 +301,7 @@ static void gate_up(const Args *a, int64_t chunk, char *scratch) {
         for (int64_t c = 0; c < columns; c += 16) {
             const int64_t up = (f + first + c) / 16, pair[STRIP] = {(first + c) / 16, up};
             const int64_t both[STRIP] = {up, min64(up + 1, last)}, count = min64(16, columns - c);
-            strip(m, pair, x, token, tokens, y, unpacked, c + 16 < columns);
+            strip(m, pair, x, token, tokens, y, unpacked);
             if (shift) strip(m, both, x, token, tokens, across, unpacked);
             for (int64_t t = 0; t < tokens; t++) {
                 float *g = y + t * STRIP * 16, *u = shift ? across + t * STRIP * 16 + shift : g + 16;

@@ -1,7 +1,7 @@
 // Runs a list of calls on several threads. The only file that knows threads; it knows no kernel.
 //
-// Chunks of the current call are claimed, one at a time, by whichever thread is running: nobody waits for a thread that
-// the system has not scheduled, only for a chunk that was claimed. Whoever finishes a call's last chunk starts the next
+// Chunks of the current call are claimed, a few in a row, by whichever thread is running: nobody waits for a thread that
+// the system has not scheduled, only for chunks that were claimed. Whoever finishes a call's last chunk starts the next
 // call, so no thread is special. One 64-bit word says all: which call, how many chunks, which is next. A claim is a
 // compare-and-swap on it, so a thread that slept through a call cannot claim a chunk of another.
 #include "gramme_cpu.h"
@@ -30,6 +30,7 @@ namespace {
 
 constexpr int64_t SPIN_NS = 200'000;      // after a list of calls: then helpers sleep
 constexpr int64_t YIELD_NS = 50'000;      // waiting for a claimed chunk: then let others run
+constexpr uint64_t MOST_CHUNKS = 8;       // that are claimed at once
 constexpr int64_t PATIENCE_NS = 2'000'000;  // between looks at whether this thread was interrupted
 
 int64_t now_ns() {
@@ -97,14 +98,17 @@ struct Pool {
         active.fetch_add(1, std::memory_order_release);  // even: all done
     }
 
-    // Run one chunk of the current call, if there is one to claim.
+    // Run a few chunks of the current call, if there are any to claim. Neighbours make one long stream for the memory;
+    // as few are left, fewer are taken, so that all threads end together.
     bool claim(Worker &w) {
-        uint64_t seen = word.load(std::memory_order_acquire);
+        uint64_t seen = word.load(std::memory_order_acquire), count;
         do {
             if (next_of(seen) >= chunks_of(seen)) return false;
-        } while (!word.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
-        kernel().run(calls[index].args, (int64_t)next_of(seen), w.scratch);
-        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks_of(seen)) {
+            const uint64_t share = (chunks_of(seen) - next_of(seen)) / (2 * threads);
+            count = share < 1 ? 1 : share < MOST_CHUNKS ? share : MOST_CHUNKS;
+        } while (!word.compare_exchange_weak(seen, seen + count, std::memory_order_acq_rel, std::memory_order_acquire));
+        for (uint64_t c = 0; c < count; c++) kernel().run(calls[index].args, (int64_t)(next_of(seen) + c), w.scratch);
+        if (done.fetch_add(count, std::memory_order_acq_rel) + count == chunks_of(seen)) {
             index++;
             start(w.scratch);
         }
