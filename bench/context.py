@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from plan import repeated
+from plan import Copies, repeated
 
 RESULTS = Path(__file__).parent / "results" / "context.json"
 
@@ -31,7 +31,8 @@ def load(kv: str, length: int):
                           kv_tokens=length, max_num_seqs=1, max_num_batched_tokens=64)
     decided = plan(m, config, replace(this_machine(), backends=("cpu",)))
     kernels = backend("cpu", decided.threads)
-    return m, decided, Runner(m, decided, build(m, repeated(m, "int4"), kernels, "int4", length), kernels)
+    built = build(m, repeated(m), kernels, "int4", length, kept=Copies())
+    return m, decided, Runner(m, decided, built, kernels)
 
 
 def step_seconds(m, decided, runner, context: int, steps: int) -> float:
