@@ -8,7 +8,6 @@ from gramme.cli.options import BenchOptions
 from gramme.config import ConfigError, EngineConfig
 from gramme.kernels.present import available
 from gramme.plan.hardware import this_machine
-from gramme.plan.limits import resident_bytes
 from gramme.plan.receipts import Entry, Power, per_million, said
 from gramme.plan.units import gb, parse_price, parse_watts
 
