@@ -121,7 +121,7 @@ def _finish(task: Task, wish: Wish, name: str, work: Work, original: Subject, sa
         for reason in reasons:
             say(f"refused, {reason}")
         say(f"nothing was saved as {wish.outs[name]}. To try: {_advice(task, wish, name)}. "
-            f"The solved layers stay in {wish.work} until it is removed.")
+            f"The solved layers stay in {wish.work} for --keep-worst and other limits; remove it before other options.")
         return False
     _save(task, wish, name, work, losses)
     say(f"saved {wish.outs[name]}")
