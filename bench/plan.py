@@ -88,6 +88,7 @@ def load(model, dtype, length, rows):
     source, kept = (repeated(m), Copies()) if model else (opened.source, None)
     decoder = build(m, source, kernels, decided.dtype, decided.max_model_len, kept=kept)
     engine = Engine(m, decided, GenerationDefaults(), Runner(m, decided, decoder, kernels))
+    engine.hold()
     return engine, before, hardware
 
 

@@ -209,6 +209,9 @@ class NumpyDevice:
         run()
         return run
 
+    def hold(self, nbytes: int) -> None:
+        """numpy's results have no place of their own."""
+
 
 def storage_dtype(name: str) -> np.dtype:
     """numpy's dtype of that name, ml_dtypes' where numpy has none."""

@@ -175,6 +175,12 @@ class Engine:
         """What the last step brought has reached its readers: the time for that is its rows', not nobody's."""
         self.meter.end(time.monotonic_ns() / 1e9, self.busy)
 
+    def hold(self) -> None:
+        """Take and touch the memory of the largest step now, so that none is missing in the middle of an answer. Who
+        runs one prompt leaves it: its steps may never be so large."""
+        ledger = self.plan.ledger
+        self.runner.device.hold(ledger.activations + ledger.attention)
+
     def idle(self) -> bool:
         """Do one thing that waits until nothing else is to be done; whether there was one."""
         return self.runner.graphs.idle()

@@ -93,6 +93,7 @@ def main() -> int:
                 return 0
         assert isinstance(first[0], Start)
         engine = Engine.load(first[0].config)
+        engine.hold()
         faults.install_engine(os.environ.get("GRAMME_FAULTS", ""), engine, inbox)
         run(engine, sock, inbox)
     except (ModelError, ConfigError) as error:

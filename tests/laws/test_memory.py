@@ -112,11 +112,13 @@ def run(engine, seed, count):
 run(engine(kv_tokens=600), 0, 6)  # imports, pools of threads, what Python keeps for itself
 before = resident()
 held = engine(kv_tokens=60_000)
+held.hold()
 ready = resident() - before
 for seed in (1, 2):
     run(held, seed, 16)
 L = held.plan.ledger
-print(ready, resident() - before, L.weights + L.kv, L.total)
+arrays = L.activations if sys.argv[1] == "cpu" else 0
+print(ready, resident() - before, L.weights + L.kv + arrays, L.total)
 '''
 
 

@@ -1,11 +1,13 @@
 """Memory for the results of operations: a result's block is free again when its array dies. Knows no operation.
 
-Blocks are kept for the next result of about that size, so a step allocates nothing once its shape has been seen, and
-large results are not mapped and zeroed by the system each time. What is kept is bounded: steps of every length would
-each leave blocks of their own sizes behind, twelve times as much as the largest needs.
+Blocks are cut from a room where one was taken. What it does not hold is kept for the next result of about that size, so
+a step allocates nothing once its shape has been seen, and large results are not mapped and zeroed by the system each
+time. What is kept is bounded: steps of every length would each leave blocks of their own sizes behind, twelve times as
+much as the largest needs.
 """
 import ctypes
 import weakref
+from bisect import bisect
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,43 @@ ALIGN = 64
 SLACK = 1.25  # held in all over the most that was ever in use at once
 
 
+class Room:
+    """Memory that is there from the beginning: mapped and touched. It is lent in contiguous parts, the first that fits,
+    and parts that come back join their neighbours."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = np.zeros(nbytes + ALIGN, np.uint8)
+        self._memory[:: 1 << 12] = 1  # zeros may be promised only
+        start = -(-self._memory.ctypes.data // ALIGN) * ALIGN
+        self.start, self.nbytes = start, nbytes
+        self._free = [(start, nbytes)]  # (address, bytes), in their order
+
+    def holds(self, address: int) -> bool:
+        return self.start <= address < self.start + self.nbytes
+
+    def take(self, nbytes: int) -> int | None:
+        for i, (address, size) in enumerate(self._free):
+            if size >= nbytes:
+                self._free[i : i + 1] = [(address + nbytes, size - nbytes)] if size > nbytes else []
+                return address
+        return None
+
+    def give(self, address: int, nbytes: int) -> None:
+        i = bisect(self._free, (address, nbytes))
+        if i < len(self._free) and self._free[i][0] == address + nbytes:
+            nbytes += self._free.pop(i)[1]
+        if i and sum(self._free[i - 1]) == address:
+            address, before = self._free.pop(i - 1)
+            nbytes, i = nbytes + before, i - 1
+        self._free.insert(i, (address, nbytes))
+
+
 class Arena:
     """`slack` may be infinite: then a block never moves or goes, which recorded calls rely on."""
 
     def __init__(self, slack: float = SLACK) -> None:
-        self.nbytes = 0  # held in all
+        self.room: Room | None = None
+        self.nbytes = 0  # held in all, the room aside
         self._slack, self._idle, self._most = slack, 0, 0
         self._free: dict[int, list[int]] = {}  # block size -> addresses
         self._owned: dict[int, np.ndarray[Any, Any]] = {}
@@ -28,7 +62,10 @@ class Arena:
         dtype = np.dtype(dtype)
         size = _block(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         free = self._free.setdefault(size, [])
-        if free:
+        address = self.room.take(size) if self.room is not None else None
+        if address is not None:
+            pass
+        elif free:
             address = free.pop()
             self._idle -= size
         else:
@@ -42,7 +79,8 @@ class Arena:
         """Whether this is a result made here, or a part of one."""
         while isinstance(a.base, np.ndarray):
             a = a.base
-        return a.ctypes.data in self._owned
+        address = a.ctypes.data
+        return address in self._owned or (self.room is not None and self.room.holds(address))
 
     def _grow(self, size: int) -> int:
         self._most = max(self._most, self.nbytes - self._idle + size)
@@ -55,6 +93,9 @@ class Arena:
         return address
 
     def _take_back(self, address: int, size: int) -> None:
+        if self.room is not None and self.room.holds(address):
+            self.room.give(address, size)
+            return
         self._free.setdefault(size, []).append(address)
         self._idle += size
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gramme.config import ConfigError
 from gramme.kernels import reference
-from gramme.kernels.cpu.arena import Arena
+from gramme.kernels.cpu.arena import Arena, Room
 from gramme.kernels.cpu.layout import FLOAT_KINDS, INT8_KV, Packed
 from gramme.kernels.cpu.library import Op, Pool, Program
 from gramme.kernels.ops import KV, Array, Ops, Permuted, Quantised, Sampled, Sampling, Step
@@ -208,6 +208,9 @@ class CpuDevice(reference.NumpyDevice):
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return self.kernels.capture(run)
+
+    def hold(self, nbytes: int) -> None:
+        self.kernels.arena.room = Room(nbytes)
 
 
 def check_shape(head_dim: int, shared: int, page_size: int) -> None:
