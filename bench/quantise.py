@@ -2,7 +2,8 @@
 
     python bench/quantise.py 1b FOLDER      the 1b shape from the first layer to the saved directory; needs torch
     python bench/quantise.py 7b FOLDER      the plan for the 7b shape, and the memory of two of its layers
-    options: --alone    nothing else runs on the machine now, so the times of this run count
+    options: --tokens   16384 of calibration text
+             --alone    nothing else runs on the machine now, so the times of this run count
              --threads  2
              --widened  with limits that random weights can keep, so that the result is saved
 
@@ -38,16 +39,17 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--tokens", default="16384")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--widened", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     (model, *more), out = SHAPES[args.shape], args.folder / args.shape
+    more += ["--tokens", args.tokens, "--threads", args.threads]
     if not out.with_name(out.name + ".partial").exists():
-        save(args.shape, {"command": " ".join(["gramme quantize", model, "OUT", *more, "--threads", args.threads,
-                                               "--check-text fr:FILE --check-text en:FILE"]),
-                          "machine": machine(), "finished": False, "runs": []})
-    command = [sys.executable, "-m", "gramme", "quantize", model, str(out), *more, "--threads", args.threads]
+        asked = f"gramme quantize {model} OUT {' '.join(more)} --check-text fr:FILE --check-text en:FILE"
+        save(args.shape, {"command": asked, "machine": machine(), "finished": False, "runs": []})
+    command = [sys.executable, "-m", "gramme", "quantize", model, str(out), *more]
     for language, text in texts.shipped("held-out").items():
         path = args.folder / f"check.{language}.txt"
         path.write_text(text.encode()[:CHECK_BYTES].decode(errors="ignore"), "utf-8")
