@@ -109,7 +109,7 @@ def fullest(engine, before):
         run(f"row{i}", 1 + i, max_tokens=4 + i, logprobs=20)
     while engine.busy:
         engine.step()
-    for n in [*range(1, 65, 3)] * 3:
+    for n in [*range(1, 65, 7)] * 3:
         run(f"of {n}", n, max_tokens=1)
         while engine.busy:
             engine.step()

@@ -14,7 +14,7 @@ TOKENS = (1, 4, 8, 16, 32, 64, 512)  # of the products that are measured; from t
 BYTES = {"int4": 0.5625, "int8": 1.0625, "bfloat16": 2.0}  # of an element in the matrices that are measured
 MOST_BYTES = {"int4": 0.75, "int8": 1.5}  # of an element, with its part of scales and zero points
 MASKED_KEYS = 64
-IN_CACHE = 0.75  # of the last level: weights, keys and values of so many bytes stay there from step to step
+IN_CACHE = 0.75  # of the last level: weights of so many bytes stay there from step to step
 
 # Names of rates, all of them things a second: operations of a prompt's attention, elements of keys and values that
 # tokens read, elements of the residual stream through all that stands between a layer's products, steps, rows of a
@@ -45,7 +45,7 @@ def form(elements: float, nbytes: float) -> str:
 def work_s(work: Work, hardware: Hardware) -> float:
     """Seconds of bytes and operations."""
     rates = hardware.rates
-    cached = sum(p.nbytes for p in work.products) + work.kv_bytes <= IN_CACHE * hardware.cache_bytes
+    cached = sum(p.nbytes for p in work.products) <= IN_CACHE * hardware.cache_bytes
     products = sum(_product_s(p, cached, rates) for p in work.products)
     # A tile of attention has room for several queries: a token's few cost as much as a prompt's many.
     attention = max(work.kv_elements / rates[KEYS], (work.attention_ops + masked_ops(work)) / rates[ATTENTION])

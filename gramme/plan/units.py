@@ -14,6 +14,8 @@ MOST = 1e18
 def parse_bytes(text: str) -> int:
     """"24GB", "512 MiB" -> bytes. Raises ConfigError."""
     number, unit = _split(text)
+    if unit.endswith("b") and unit != unit.lower():
+        raise ConfigError(f"{text!r:.40} may be bits: write {unit[:-1]}B for bytes")
     if unit.upper() not in SIZES or not 1 <= number * SIZES[unit.upper()] <= MOST:
         raise ConfigError(f"a size needs a number above 0 and a unit, such as 24GB or 512MiB, not {text!r:.40}")
     return int(number * SIZES[unit.upper()])

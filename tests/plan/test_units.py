@@ -25,6 +25,12 @@ def test_a_size_without_one_meaning_is_refused(text):
         parse_bytes(text)
 
 
+@pytest.mark.parametrize("text", ["24Gb", "512 Mb", "8Gib", "9kB b"])
+def test_what_may_be_bits_is_refused(text):
+    with pytest.raises(ConfigError, match="bits|unit"):
+        parse_bytes(text)
+
+
 @pytest.mark.parametrize("text", ["", "100", "0ms", "1M", "1Ms", "-1s", "100 ms ms"])
 def test_a_time_without_one_meaning_is_refused(text):
     with pytest.raises(ConfigError, match="unit"):
