@@ -25,9 +25,9 @@ def test_a_size_without_one_meaning_is_refused(text):
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["24Gb", "512 Mb", "8Gib", "9kB b"])
+@pytest.mark.parametrize("text", ["24Gb", "512 Mb", "8Gib"])
 def test_what_may_be_bits_is_refused(text):
-    with pytest.raises(ConfigError, match="bits|unit"):
+    with pytest.raises(ConfigError, match="may be bits"):
         parse_bytes(text)
 
 
