@@ -56,6 +56,7 @@ def step_seconds(m, decided, runner, context: int, steps: int) -> float:
 def main() -> None:
     from gramme.bench.ceilings import read_bandwidth
     from gramme.plan import cost
+    from gramme.plan.hardware import cpu_name
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--contexts", default="256,1024,4096,16384")
@@ -78,7 +79,7 @@ def main() -> None:
                   f"slack {slack:.2f}", flush=True)
         rows[-1]["gb_s_probed"] = rate / 1e9
         del runner
-    record = {"bench": "context", "model": "1b int4", "threads": decided.threads, "rows": rows}
+    record = {"bench": "context", "model": "1b int4", "machine": cpu_name(), "threads": decided.threads, "rows": rows}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
 

@@ -147,7 +147,7 @@ static void int_blocks(const Matrix &m, const uint8_t *const *w, const int64_t *
     int64_t t = 0;
 #define TILES(RB, TT)                                                                                                  \
     t = int_tiles<CODES, RB, TT, ZEROS, GROUP>(w, scales, zeros, m.group / GROUP, x, token, t, tokens, first, groups, y)
-    if (CODES == PACKED) TILES(FEW_RB, PACKED_TT);
+    if (CODES == PACKED) TILES(PACKED_RB, PACKED_TT);
     else TILES(INT_RB, INT_TT);
     if (INT_TT > 4) TILES(FEW_RB, 4);
     TILES(FEW_RB, 2);

@@ -6,6 +6,7 @@
 #define VL 8
 #define INT_RB 1
 #define INT_TT 4
+#define PACKED_RB 1
 #define PACKED_TT 4
 #define FEW_RB 1
 #define FLOAT_TT 3

@@ -6,7 +6,8 @@
 #define VL 16
 #define INT_RB 2
 #define INT_TT 6
-#define PACKED_TT 4
+#define PACKED_RB 1
+#define PACKED_TT 8
 #define FEW_RB 2
 #define FLOAT_TT 6
 #define ATTEND_ROWS 8

@@ -6,7 +6,7 @@
 //   dot_now(acc): acc, once its additions are done; compilers put them off, and the products overflow the registers
 //   dot_bytes(sum, codes <= 255, act): sum plus the products of (code - BYTE_BASE)
 //   vf_zero_below(x, limit, v): v where x >= limit or x is not a number, else 0
-//   INT_RB x INT_TT, PACKED_TT, FEW_RB, FLOAT_TT, ATTEND_ROWS: how much of a tile the level's registers hold
+//   INT_RB x INT_TT, PACKED_RB x PACKED_TT, FEW_RB, FLOAT_TT, ATTEND_ROWS: how much of a tile registers hold
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -15,6 +15,7 @@
 #define VL 8
 #define INT_RB 1
 #define INT_TT 2
+#define PACKED_RB 1
 #define PACKED_TT 2
 #define FEW_RB 1
 #define FLOAT_TT 2

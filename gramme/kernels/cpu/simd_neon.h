@@ -8,6 +8,7 @@
 #define VL 4
 #define INT_RB 1
 #define INT_TT 4
+#define PACKED_RB 1
 #define PACKED_TT 4
 #define FEW_RB 1
 #define FLOAT_TT 2
