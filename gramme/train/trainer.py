@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from gramme.config import ModelConfig
-from gramme.formats.grouped import dense
 from gramme.kernels.load import backend
 from gramme.kernels.ops import Step
 from gramme.models.decoder import Decoder
-from gramme.models.load import Matrix, build, random_source
 from gramme.models.load import Source as Weights
+from gramme.models.load import as_floats, build, random_source
 from gramme.train import checkpoint
 from gramme.train.ledger import held, predict
 from gramme.train.ops import PLAIN, Bodies, ChunkedCrossEntropy, bodies, training_ops
@@ -38,7 +37,7 @@ def new_decoder(m: ModelConfig, start: Weights, dtype: str = "float32", b: Bodie
     """The weights of `start` as floats that take gradients."""
     eager = backend("eager")
     fast = replace(eager, ops=training_ops(eager.ops, getattr(torch, dtype), b))
-    decoder = build(m, lambda name: _floats(start(name)), fast, dtype, m.max_positions)
+    decoder = build(m, as_floats(start), fast, dtype, m.max_positions)
     for _, a in decoder.named_weights():
         a.requires_grad_(True)
     return decoder
@@ -55,10 +54,6 @@ def fresh(m: ModelConfig, seed: int) -> Weights:
         return a / np.float32(math.sqrt(2 * m.layers)) if name.endswith((".o", ".down")) else a
 
     return source
-
-
-def _floats(a: Matrix) -> np.ndarray:
-    return a if isinstance(a, np.ndarray) else dense(a)
 
 
 def rows_step(tokens: Tensor) -> Step:
