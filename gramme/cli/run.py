@@ -19,7 +19,8 @@ from gramme.plan.others import Others
 from gramme.request import RequestError, RequestOutput, SamplingParams
 
 EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
-            "Traduis en anglais : Pourquoi n'as-tu pas répondu à mon message hier ?")
+            "Traduis en anglais : Pourquoi n'as-tu pas répondu à mon message hier ?",
+            "Continue : Le capitaine regarda la mer.")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from gramme.train.recipe import read_config
 NANO = Path(gramme.train.__file__).parent / "recipes" / "nano.toml"
 
 
-def test_the_shipped_recipe_is_read():
-    config = read_config(NANO)
+@pytest.mark.parametrize("file", sorted(NANO.parent.glob("*.toml")), ids=lambda file: file.stem)
+def test_a_shipped_recipe_is_read(file):
+    config = read_config(file)
     assert config.model.vocab_size == 4096 and config.model.tied_embeddings and config.model.eos_token_ids == (1,)
     assert set(config.files.novels) == {"en", "fr"} == set(config.language_weights)
     assert config.recipe.decay_steps < config.recipe.steps
