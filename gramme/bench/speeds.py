@@ -15,6 +15,7 @@ import numpy as np
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.grouped import Grouped
+from gramme.kernels.cpu.layout import copy
 from gramme.kernels.load import Backend, backend
 from gramme.kernels.ops import KV, Step
 from gramme.kernels.present import available
@@ -56,7 +57,8 @@ def _products(kernels: Backend, seconds: float) -> Iterator[tuple[str, float]]:
         for shape, nbytes in ((LARGE, min(MOST_BYTES, CACHES * cache)), (SMALL, SHARE * cache)):
             elements = shape[0] * (shape[1] + shape[0] + 3 * shape[2])
             count = max(1, round(nbytes / (speeds.BYTES[form] * elements)))
-            layers = [_layer(kernels, form, *shape) for _ in range(count)]
+            first = _layer(kernels, form, *shape)
+            layers = [first, *([copy(matrix) for matrix in first] for _ in range(count - 1))]
             for tokens in speeds.TOKENS:
                 took_s = _median(kernels, _pass(kernels, layers, tokens, form), seconds)
                 yield speeds.product_name(form, tokens, shape == SMALL), 2 * tokens * count * elements / took_s

@@ -28,10 +28,10 @@ class Result(NamedTuple):
 
 
 class Graph:
-    """One shape's input arrays, and the step on them."""
+    """One shape's input arrays, and the step on them. `nbytes`: at most, until it is captured."""
 
-    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step):
-        self.step, self.result = step, Result((None, None), None)
+    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step, nbytes: int):
+        self.step, self.result, self.nbytes = step, Result((None, None), None), nbytes
 
         def run() -> None:
             hidden = decoder.hidden(step, kv)
@@ -44,6 +44,7 @@ class Graph:
         """On what the input arrays now hold. The result's arrays are overwritten by the next run."""
         if self.replay is None:
             self.replay = self._capture()
+            self.nbytes = getattr(self.replay, "nbytes", self.nbytes)
         else:
             self.replay()
         return self.result
@@ -53,7 +54,7 @@ class Graphs:
     def __init__(self, model: ModelConfig, plan: Plan, decoder: Decoder, kv: Sequence[KV], device: Device):
         self.captured = self.replayed = 0  # steps
         self._decoder, self._kv, self._device, self._page_size = decoder, kv, device, plan.page_size
-        self._model, self._max_bytes, self._bytes = model, plan.graph_bytes, 0
+        self._model, self._max_bytes = model, plan.graph_bytes
         self._most_rows = plan.logit_rows
         self._graphs: OrderedDict[tuple[int, ...], Graph | None] = OrderedDict()
 
@@ -77,19 +78,21 @@ class Graphs:
         graph = self._graphs[key]
         if graph is None:
             self.captured += 1
-            self._bytes += size
-            while self._bytes > self._max_bytes:
+            while self._nbytes + size > self._max_bytes:
                 self._drop_oldest()
-            graph = self._graphs[key] = Graph(self._decoder, self._kv, self._device, self._step(host, outputs, bucket))
+            step = self._step(host, outputs, bucket)
+            graph = self._graphs[key] = Graph(self._decoder, self._kv, self._device, step, size)
         else:
             self.replayed += 1
         self._fill(graph.step, host, outputs)
         return graph
 
+    @property
+    def _nbytes(self) -> int:
+        return sum(graph.nbytes for graph in self._graphs.values() if graph is not None)
+
     def _drop_oldest(self) -> None:
-        (tokens, _, outputs, *_), graph = self._graphs.popitem(last=False)
-        if graph is not None:
-            self._bytes -= captured_bytes(self._model, tokens, outputs)
+        self._graphs.popitem(last=False)
 
     def _step(self, host: HostStep, outputs: np.ndarray, bucket: int) -> Step:
         width = bucket * LENGTHS // min(self._page_size, LENGTHS)

@@ -43,7 +43,7 @@ class CpuKernels:
         finally:
             self.arena, self.pool.program = outside, None
         program.close()
-        return program.replay
+        return program
 
     def take(self, packed: Packed | Array, ids: Array) -> Array:
         plain = not isinstance(packed, Packed)

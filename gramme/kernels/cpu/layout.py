@@ -5,7 +5,7 @@
     8 bits   (N / 16, K / 4, 16, 4) bytes
     scales and zero points   (N / 16, K / G, 16) float16
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,12 @@ class Packed:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.data, self.scales, self.zeros) if a is not None)
+
+
+def copy(p: Packed) -> Packed:
+    """The same matrix in memory of its own."""
+    data, scales, zeros = (None if a is None else _aligned(a) for a in (p.data, p.scales, p.zeros))
+    return replace(p, data=data, scales=scales, zeros=zeros)
 
 
 def pack(w: np.ndarray | Grouped) -> Packed:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gramme.config import ConfigError
+from gramme.kernels.cpu.arena import Arena
 
 LIBRARY = Path(os.environ.get("GRAMME_CPU_LIBRARY") or Path(__file__).parent / "libgramme_cpu.so").absolute()
 WAYS_OUT = "install a C++ compiler and run `python -m gramme.kernels.cpu.build`, or install gramme from a wheel"
@@ -85,7 +86,12 @@ class Program:
         """No more calls will be added."""
         self._calls = (Call * len(self.ops))(*(Call(op, ctypes.pointer(a)) for op, a in zip(self.ops, self.args)))
 
-    def replay(self) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Of the results of its calls."""
+        return sum(kept.nbytes for kept in self.kept if isinstance(kept, Arena))
+
+    def __call__(self) -> None:
         for guard in self.guards.values():
             guard()
         self.pool.run_list(self._calls, len(self.ops))
