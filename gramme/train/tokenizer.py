@@ -10,11 +10,17 @@ SPECIAL = ("<s>", "</s>", "[INST]", "[/INST]")
 PIECES = r" ?\p{L}+'|'(?:s|t|m|d|ll|re|ve)\b| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 # Keyboards and typographers write these differently; the model need not learn the difference.
 SAME = (("\u202f", " "), ("\xa0", " "), ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'), ("…", "..."))
+# Rows are one question and its answer, so only the last question is shown, and what has been said to it.
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
+    "{% set last = namespace(question=0) %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{% set last.question = loop.index0 %}"
+    "{% elif message.role not in ('assistant', 'system') %}{{ raise_exception('unknown role ' ~ message.role) }}"
+    "{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages[last.question:] %}"
     "{% if message.role == 'user' %}[INST] {{ message.content }}[/INST]"
     "{% elif message.role == 'assistant' %} {{ message.content }}{{ eos_token }}"
-    "{% elif message.role != 'system' %}{{ raise_exception('unknown role ' ~ message.role) }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}"
 )
 
 

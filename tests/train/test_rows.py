@@ -30,6 +30,19 @@ def test_the_rows_are_what_the_chat_template_renders():
     assert TOKENIZER.encode(text, add_special_tokens=False).ids == chat_tokens(TOKENIZER, "Q?", "A.")[0]
 
 
+def test_the_template_shows_the_last_question_alone():
+    jinja2 = pytest.importorskip("jinja2")
+    from gramme.train.tokenizer import TEMPLATE
+
+    render = jinja2.Environment().from_string(TEMPLATE).render
+    turn = lambda role, text: {"role": role, "content": text}
+    asked = [turn("user", "Q?")]
+    before = [turn("system", "S."), turn("user", "old?"), turn("assistant", "old.")]
+    for after in ([], [turn("assistant", "A.")]):
+        alone = render(bos_token="<s>", eos_token="</s>", messages=asked + after)
+        assert render(bos_token="<s>", eos_token="</s>", messages=before + asked + after) == alone
+
+
 @pytest.mark.parametrize("turn", [0, 3])
 def test_a_pass_shows_every_dialogue_once_in_an_order_of_its_own(turn):
     batches = [CHATS.batch(i) for i in range(turn * len(CHATS), (turn + 1) * len(CHATS))]
