@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from gramme.config import ConfigError
-from gramme.kernels.cpu.arena import Arena
 
 LIBRARY = Path(os.environ.get("GRAMME_CPU_LIBRARY") or Path(__file__).parent / "libgramme_cpu.so").absolute()
 WAYS_OUT = "install a C++ compiler and run `python -m gramme.kernels.cpu.build`, or install gramme from a wheel"
@@ -88,8 +87,8 @@ class Program:
 
     @property
     def nbytes(self) -> int:
-        """Of the results of its calls."""
-        return sum(kept.nbytes for kept in self.kept if isinstance(kept, Arena))
+        """Of the results of its calls: their arena is the first thing that is kept."""
+        return int(self.kept[0].nbytes)
 
     def __call__(self) -> None:
         for guard in self.guards.values():
