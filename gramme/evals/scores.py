@@ -92,7 +92,7 @@ def noise_floor(reference: Subject, cut: Sequence[Window]) -> float:
 def passes(cut: Sequence[Window], models: Sequence[Subject], progress: Progress
            ) -> Iterator[tuple[Sequence[Window], list[list[Array]]]]:
     """(windows, their states by model) of one pass after the other."""
-    n, layers = max(1, PASS_TOKENS // len(cut[0].tokens)), [len(m.decoder.layers) for m in models]
+    n, layers = max(1, PASS_TOKENS // max(len(w.tokens) for w in cut)), [len(m.decoder.layers) for m in models]
     done, total = 0, -(-len(cut) // n) * (sum(layers) + 1)
     progress(done, total)
     for i in range(0, len(cut), n):

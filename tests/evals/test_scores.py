@@ -194,6 +194,13 @@ def test_a_reference_runs_a_window_once_and_keeps_a_bounded_number(model, monkey
     assert [len(a) for a in (*reference.states(more), *reference.states(more))] == [8, 8] and ran == [1, 1, 1, 1]
 
 
+def test_a_pass_is_bounded_when_a_short_text_comes_first(model, monkeypatch):
+    monkeypatch.setattr(scores, "PASS_TOKENS", 128)
+    cut = windows(range(8), 64, 64) + windows(range(640), 64, 64)
+    held = [sum(len(w.tokens) for w in some) for some, _ in scores.passes(cut, (), lambda done, total: None)]
+    assert max(held) <= 128 and sum(held) == 648
+
+
 def test_progress_rises_layer_by_layer_to_the_end(model, monkeypatch):
     monkeypatch.setattr(scores, "PASS_TOKENS", 64)
     cut, told = windows(ids(model), 64, 64)[:3], []
