@@ -20,7 +20,7 @@ class Files:
 @dataclass(frozen=True)
 class Recipe:
     steps: int
-    start: str = ""  # model whose weights and tokenizer the run begins with: a directory, or "embedded"; "": none
+    start: str = ""  # whose weights and tokenizer the run begins with: a directory, a hub id, "embedded"; "": none
     batch_tokens: int = 1024  # of a micro-batch
     micro_batches: int = 2  # a step: their gradients are added up
     workers: int = 2  # threads of one core each that share out a step's micro-batches

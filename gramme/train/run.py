@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from gramme.config import ConfigError, EngineConfig
 from gramme.models.load import Source
-from gramme.models.open import EMBEDDED, open_model
+from gramme.models.open import open_model
 from gramme.train import dialogues, rows
 from gramme.train.curve import draw
 from gramme.train.export import TEXT_FILES, export
@@ -49,9 +49,12 @@ def starting_weights(config: RunConfig, folder: Path) -> Source:
     differing = [key for key in SHAPE if getattr(opened.config, key) != getattr(config.model, key)]
     if differing:
         raise ConfigError(f"[recipe] start = {name!r}: that model differs from [model] in {', '.join(differing)}")
+    missing = [file for file in TEXT_FILES if not isinstance(opened.text, Path) or not (opened.text / file).is_file()]
+    if missing:
+        raise ConfigError(f"[recipe] start = {name!r}: that model has no {', '.join(missing)}")
     for file in TEXT_FILES:
         if not (folder / file).exists():
-            shutil.copy((EMBEDDED if name == "embedded" else Path(name)) / file, folder / file)
+            shutil.copy(opened.text / file, folder / file)
     return opened.source
 
 

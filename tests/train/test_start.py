@@ -1,5 +1,6 @@
 """A run may go on from a model: its first loss is that model's, its tokenizer too; another shape is refused by name."""
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,16 @@ def test_the_first_loss_is_that_of_the_model(start, tmp_path):
     random = loss(new_decoder(c.model, fresh(c.model, 0)), batch, 64).item() / batch[1].sum()
     assert first == pytest.approx(own, rel=1e-5) and first < random / 2
     assert all((tmp_path / name).read_bytes() == (EMBEDDED / name).read_bytes() for name in TEXT_FILES)
+
+
+def test_a_model_without_tokenizer_or_template_is_refused_by_file(tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(EMBEDDED, model)
+    run.mkdir()
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja"):
+        starting_weights(config(str(model)), run)
+    assert not list(run.iterdir())
 
 
 @pytest.mark.parametrize("changes", [{"width": 128}, {"heads": 12, "head_dim": 32}, {"layers": 2}])
