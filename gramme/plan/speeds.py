@@ -7,12 +7,12 @@ adds its own time. How many tokens a tile has, and what is left over, depends on
 from collections.abc import Mapping
 from itertools import pairwise, product
 
-from gramme.plan.cost import Product, Work
+from gramme.plan.cost import MOST_4_BITS, Product, Work
 from gramme.plan.hardware import Hardware
 
 TOKENS = (1, 4, 8, 16, 32, 64, 512)  # of the products that are measured; from the last one on, time grows in proportion
 BYTES = {"int4": 0.5625, "int8": 1.0625, "bfloat16": 2.0}  # of an element in the matrices that are measured
-MOST_BYTES = {"int4": 0.75, "int8": 1.5}  # of an element, with its part of scales and zero points
+MOST_BYTES = {"int4": MOST_4_BITS, "int8": 1.5}  # of an element, with its part of scales and zero points
 MASKED_KEYS = 64
 IN_CACHE = 0.75  # of the last level: weights of so many bytes stay there from step to step
 
