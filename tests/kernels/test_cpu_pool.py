@@ -97,6 +97,27 @@ def test_idle_threads_use_no_processor():
     assert time.process_time() - before < 0.01  # a thread that spins would use half a second
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_a_thread_that_left_a_crowded_core_may_still_run_where_it_might_before():
+    """Its helper begins on the caller's core, which has to stay there."""
+    mine = os.sched_getaffinity(0)
+    core, others = min(mine), set(os.listdir("/proc/self/task"))
+    try:
+        os.sched_setaffinity(0, {core})
+        kernels = CpuKernels(LEVEL, threads=2)
+        (helper,) = (int(tid) for tid in set(os.listdir("/proc/self/task")) - others)
+        os.sched_setaffinity(helper, mine)  # and it inherited the caller's
+        for _ in range(300):
+            product(kernels)
+        assert os.sched_getaffinity(helper) == mine and os.sched_getaffinity(0) == {core}
+        os.sched_setaffinity(helper, {core})  # by somebody outside: that holds
+        for _ in range(300):
+            product(kernels)
+        assert os.sched_getaffinity(helper) == {core}
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
 @pytest.mark.parametrize("worked", [False, True])
 @pytest.mark.parametrize("rest", [0.0, 0.05])
 def test_a_pool_that_is_let_go_ends_its_threads(worked, rest):
