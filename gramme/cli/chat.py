@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from gramme.cli.flags import settle
 from gramme.cli.options import SamplingOptions
@@ -16,7 +16,7 @@ from gramme.request import RequestError, SamplingParams
 
 def main(args: argparse.Namespace) -> None:
     sampling = settle(args, SamplingOptions)
-    llm = LLM(**asdict(settle(args, EngineConfig)), progress=Bar("loading"))
+    llm = LLM(**asdict(replace(settle(args, EngineConfig), max_num_seqs=1)), progress=Bar("loading"))
     try:
         if llm.chat_form is None or llm.chat_form.template is None:
             raise ConfigError("this model has no chat template; use `gramme run --raw`, or give --chat-template FILE")

@@ -3,7 +3,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from gramme.bench.ceilings import read_bandwidth
 from gramme.cli import cost, ledger, verdict
@@ -21,12 +21,14 @@ from gramme.request import RequestError, RequestOutput, SamplingParams
 EXAMPLES = ("Translate to French: My brother doesn't like the new teacher.",
             "Traduis en anglais : Pourquoi n'as-tu pas répondu à mon message hier ?",
             "Continue : Le capitaine regarda la mer.")
+TEMPLATE_TOKENS = 2048  # more than any template that we know puts around a message
 
 
 def main(args: argparse.Namespace) -> None:
     config, asked, sampling = settle(args, EngineConfig), settle(args, RunOptions), settle(args, SamplingOptions)
     prompts = _prompts(asked.prompt, config.model)
-    llm = LLM(**asdict(config), progress=Bar("loading"))
+    one = replace(config, max_num_seqs=1)  # at a time: memory for more need not be taken, nor touched
+    llm = LLM(**asdict(one), progress=Bar("loading"), most_tokens=_most_tokens(prompts, sampling.max_tokens))
     try:
         params = llm.default_params(**sampling.given())
         for prompt in prompts:
@@ -48,6 +50,13 @@ def _prompts(given: str | None, model: str) -> list[str]:
     if not model:
         return list(EXAMPLES)
     raise RequestError("there is no prompt: give one with -p or on standard input")
+
+
+def _most_tokens(prompts: list[str], answer: int | None) -> int | None:
+    """Of context. Tokens are rarely more than bytes; TEMPLATE_TOKENS is for what a template puts around them."""
+    if answer is None:
+        return None
+    return 2 * max(len(p.encode("utf-8", "surrogatepass")) for p in prompts) + TEMPLATE_TOKENS + max(0, answer)
 
 
 def _answer(llm: LLM, text: str, params: SamplingParams, asked: RunOptions) -> None:

@@ -35,15 +35,19 @@ Prompt = str | Mapping[str, Any]
 class LLM:
     """A model in this process. Arguments are EngineConfig's fields; unknown ones are a TypeError.
 
-    `progress` is called while the model loads with how many parameters have been read, and how many there are.
+    `progress` is called while the model loads with how many parameters have been read, and how many there are. No
+    request takes more than `most_tokens` of context, prompt and answer, where that is known: less memory is planned.
 
     >>> llm = LLM()                                                             # doctest: +SKIP
     >>> llm.generate("Once upon a time", SamplingParams(max_tokens=20))[0].outputs[0].text   # doctest: +SKIP
     """
 
-    def __init__(self, model: str = "", *, progress: Callable[[int, int], None] | None = None, **options: Any):
+    def __init__(self, model: str = "", *, progress: Callable[[int, int], None] | None = None,
+                 most_tokens: int | None = None, **options: Any):
         config = EngineConfig(model=model, **options)
         opened = open_model(config)
+        if most_tokens is not None and config.max_model_len is None:
+            config = replace(config, max_model_len=min(most_tokens, opened.config.max_positions))
         self.chat_form: Chat | None = None
         self.tokenizer: Tokenizer | None = None
         if not config.skip_tokenizer_init:

@@ -212,3 +212,19 @@ def test_progress_is_told_up_to_the_last_parameter():
     seen = []
     LLM(progress=lambda done, total: seen.append((done, total)), kv_tokens=1024).close()
     assert seen[-1][0] == seen[-1][1] and [d for d, _ in seen] == sorted({d for d, _ in seen})
+
+
+def test_known_lengths_of_all_requests_bound_the_context_and_the_answer_stays_the_same():
+    params = SamplingParams(max_tokens=8, temperature=0)
+    whole, short, own = LLM(), LLM(most_tokens=64, max_num_seqs=1), LLM(most_tokens=64, max_model_len=80)
+    try:
+        want = whole.generate("Translate to French: Hello!", params)[0].outputs[0].text
+        assert short.generate("Translate to French: Hello!", params)[0].outputs[0].text == want
+        assert (short.engine.plan.max_model_len, own.engine.plan.max_model_len) == (64, 80)
+        assert short.engine.plan.ledger.kv < whole.engine.plan.ledger.kv
+        endless = LLM(most_tokens=10**9)
+        assert endless.engine.plan.max_model_len == whole.engine.plan.max_model_len
+        endless.close()
+    finally:
+        for llm in (whole, short, own):
+            llm.close()
