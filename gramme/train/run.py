@@ -78,7 +78,7 @@ def _texts(config: RunConfig, data: Path) -> Texts:
         if name and not (data / name).is_file():
             raise ConfigError(f"{data / name}: there is no such file")
     return read_texts(data / files.pairs, {k: data / v for k, v in files.novels.items()},
-                      data / files.help if files.help else None, files.held_out, config.recipe.seed)
+                      data / files.help if files.help else None, files.held_out)
 
 
 def _cut(config: RunConfig, texts: Texts, tokenizer: Tokenizer) -> dict[str, Kind]:

@@ -18,6 +18,7 @@ from gramme.train.tokenizer import SAME
 
 Pair = tuple[str, str]  # (English, French)
 SHORTEST_NOVEL = 10_000  # characters; what is shorter in an archive of novels is a notice or a table
+SPLIT_SEED = 0
 FRONT_MATTER = 2000  # characters of a novel that are left out: titles, notes of the edition
 
 
@@ -30,10 +31,10 @@ class Texts:
     help: list[Pair]
 
 
-def read_texts(pairs_zip: Path, novels: dict[str, Path], help_tsv: Path | None = None, held_out: int = 1000,
-               seed: int = 0) -> Texts:
-    """Held out are whole components of the graph of translations, and the last two novels of each language."""
-    train, test = split_pairs(list(_pairs(pairs_zip)), held_out, seed)
+def read_texts(pairs_zip: Path, novels: dict[str, Path], help_tsv: Path | None = None, held_out: int = 1000) -> Texts:
+    """Held out are whole components of the graph of translations, and the last two novels of each language: the same in
+    every run, as one may begin with another's weights and must not be trained on what that one was judged by."""
+    train, test = split_pairs(list(_pairs(pairs_zip)), held_out, SPLIT_SEED)
     books = {language: list(_novels(path)) for language, path in novels.items()}
     tested = {sentence for pair in test for sentence in pair}
     manual = [p for p in _help(help_tsv) if not tested & set(p)] if help_tsv else []
