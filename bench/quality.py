@@ -24,7 +24,8 @@ from gramme import __version__
 from gramme.config import ConfigError, EngineConfig
 from gramme.evals import texts
 from gramme.models.open import open_model
-from gramme.quantize.gate import Limits, candidate, failures, judge, reference
+from gramme.quantize.gate import candidate, failures, judge, reference
+from gramme.quantize.limits import Limits
 from gramme.quantize.recipe import Recipe
 from gramme.quantize.run import Task, calibration_windows, set_threads, solve, true_dtype
 from gramme.quantize.work import Work, write_text
@@ -93,7 +94,7 @@ def measure(task: Task, folder: Path) -> dict[str, dict[str, dict]]:
             print(name, file=sys.stderr)
             losses = judge(original, candidate(task, name, work, original), held_out, WINDOW, quiet)
             found[name] = {language: asdict(loss) for language, loss in losses.items()}
-            found[name]["gate"] = failures(losses, Limits())
+            found[name]["gate"] = failures(losses, dict.fromkeys(losses, Limits()))
             write_text(rows, json.dumps(found))
     return {name: found[name] for name in task.recipes}
 

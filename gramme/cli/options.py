@@ -118,10 +118,14 @@ class QuantizeOptions:
     languages: str = option("fr,en", "of gramme's own texts")
     tokens: int = option(16384, "of calibration text at most")
     window: int | None = option(None, "tokens that are run together; default: 512 or the model's context")
-    max_kl: float = option(0.05, "nats of mean KL divergence that each language may lose, upper end of its interval")
-    max_ppl_increase: float = option(0.04, "rise of perplexity that each language may suffer, 0.04 for 4 %")
+    max_kl: str = option("0.05", "nats of mean KL divergence that each language may lose, upper end of its interval; "
+                                 "fr:0.03,en:0.05 gives each its own")
+    max_ppl_increase: str = option("0.04", "rise of perplexity that each language may suffer, 0.04 for 4 %; "
+                                           "fr:0.02,en:0.04 gives each its own")
     keep_worst: int = option(0, "leave so many of the most harmful layers at 8 bits")
     layers: int | None = option(None, "solve so many layers only, to measure memory and time; nothing is saved")
+    device: str = option("auto", "where layers are solved and judged; auto: the GPU, where PyTorch sees one",
+                         ("auto", "cpu", "cuda"))
     threads: int | None = option(None, "CPU threads; default: the cores that this process may use")
 
 

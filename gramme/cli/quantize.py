@@ -17,7 +17,8 @@ GROUP = {"gguf": 32}  # of other formats 128
 def main(args: argparse.Namespace) -> int:
     if find_spec("torch") is None:
         raise ConfigError("gramme quantize needs PyTorch: pip install 'gramme-engine[quantize]'")
-    from gramme.quantize.gate import Limits
+    from gramme.quantize.device import chosen
+    from gramme.quantize.limits import read_limits
     from gramme.quantize.recipe import FORMATS, Recipe
     from gramme.quantize.run import Task, set_threads, true_dtype
     from gramme.quantize.session import Wish, quantise
@@ -29,17 +30,18 @@ def main(args: argparse.Namespace) -> int:
     if asked.threads is not None and asked.threads < 1:
         raise ConfigError(f"--threads must be at least 1, not {asked.threads}")
     set_threads(asked.threads)
+    device = chosen(asked.device)
     opened = open_model(EngineConfig(model=args.model))
     recipes = {f: Recipe(method=asked.method, bits=asked.bits, format=f,
                          group=GROUP.get(f, 128) if asked.group is None else asked.group) for f in formats}
     task = Task(
         args.model, replace(opened, config=true_dtype(opened)), recipes,
         texts.read(asked.calibration_text) if asked.calibration_text else texts.shipped("calibration", languages),
-        asked.tokens, min(512, opened.config.max_positions) if asked.window is None else asked.window)
+        asked.tokens, min(512, opened.config.max_positions) if asked.window is None else asked.window, device)
+    check = texts.read(asked.check_text) if asked.check_text else texts.shipped("held-out", languages)
     out = Path(args.out)
     wish = Wish(
         {f: out if len(formats) == 1 else out.with_name(f"{out.name}-{f}") for f in formats},
-        out.with_name(out.name + ".partial"),
-        texts.read(asked.check_text) if asked.check_text else texts.shipped("held-out", languages),
-        Limits(asked.max_kl, asked.max_ppl_increase), asked.keep_worst, asked.layers)
+        out.with_name(out.name + ".partial"), check,
+        read_limits(asked.max_kl, asked.max_ppl_increase, check), asked.keep_worst, asked.layers)
     return quantise(task, wish, lambda line: print(line, flush=True), Bar)

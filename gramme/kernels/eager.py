@@ -156,5 +156,7 @@ class TorchDevice:
         """PyTorch has a cache of its own."""
 
     def memory(self) -> tuple[int, int]:
+        if self.name == "cuda":
+            return torch.cuda.mem_get_info()
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), total

@@ -40,8 +40,10 @@ def machine(name: str, host: Hardware) -> Hardware:
                    processors=module.processors(device.name), source="assumed")
 
 
-def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool = False) -> Backend:
+def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool = False,
+            torch_device: str = "cpu") -> Backend:
     """`deterministic` and `half` are the GPU's, see `cuda.backend.Settings`; the CPU's kernels are deterministic.
+    `torch_device` is where eager's tensors are.
 
     Raises ConfigError, with the reason, when the backend cannot be loaded.
     """
@@ -60,7 +62,7 @@ def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool
             from gramme.kernels.eager import EAGER, TorchDevice
         except ImportError as error:
             raise ConfigError(f"backend 'eager' needs PyTorch, which cannot be imported: {error}") from None
-        device = TorchDevice("cpu")
+        device = TorchDevice(torch_device)
         return Backend(name, EAGER, device, pack=device.pack, permutes=(4, 8))
     if name == "cuda":
         module, device = _cuda()

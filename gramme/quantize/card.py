@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from gramme import __version__
 from gramme.config import ModelConfig
 from gramme.evals.summary import Figure, Loss
-from gramme.quantize.gate import Limits
+from gramme.quantize.limits import Limits, said
 from gramme.quantize.recipe import Recipe
 from gramme.quantize.run import Task
 from gramme.quantize.solve import DAMP
@@ -17,8 +17,8 @@ METHODS = {
 USE = {"gguf": "gramme run {name}/model.gguf"}
 
 
-def card(task: Task, name: str, out: str, losses: Mapping[str, Loss], limits: Limits, eights: Sequence[int],
-         shares: str) -> str:
+def card(task: Task, name: str, out: str, losses: Mapping[str, Loss], limits: Mapping[str, Limits],
+         eights: Sequence[int], shares: str) -> str:
     recipe, m = task.recipes[name], task.config
     return f"""# {task.opened.name}, {recipe.bits} bits, {recipe.format}
 
@@ -40,9 +40,8 @@ original's licence and limits hold for this copy too.
 ## Lost against the original
 
 In brackets 95 % intervals (block bootstrap), over held-out text in windows of {task.window} tokens. Weights as they are
-in these files, everything else in float32; kernels that multiply 8-bit activations lose a little more. The gate was a
-mean KL of {limits.max_kl:g} nats and {100 * limits.max_ppl_increase:g} % of perplexity, for the upper end of the
-interval, in each language.
+in these files, everything else in float32; kernels that multiply 8-bit activations lose a little more. The gate was
+{said(limits)}.
 
 {table(losses)}
 {shares}"""

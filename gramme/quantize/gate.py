@@ -1,6 +1,6 @@
 """Judges a solved model beside its original, language by language, and says why it must not be saved."""
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from gramme.kernels.load import backend
 from gramme.kernels.ops import Array
 from gramme.models.load import Source, as_floats, build
 from gramme.quantize.layer import round_layer
+from gramme.quantize.limits import Limits
 from gramme.quantize.plan import HARM_TOKENS
 from gramme.quantize.run import LayerSource, Progress, Task, as_float, read_layer
 from gramme.quantize.solve import nearest
@@ -20,28 +21,20 @@ from gramme.quantize.work import Work
 from gramme.text.tokenizer import load_tokenizer
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Upper ends of 95 % intervals must not lie above them, in any language."""
-
-    max_kl: float = 0.05  # nats, mean
-    max_ppl_increase: float = 0.04
-
-
 def reference(task: Task) -> Reference:
     """The original in float32, its layers read one at a time."""
-    kernels = backend("eager")
+    kernels = backend("eager", torch_device=task.device)
     decoder = build(task.config, as_floats(LayerSource(task.model)), kernels, "float32", task.window, streamed=True)
     return Reference(task.opened.name, task.config, load_tokenizer(task.opened.text), decoder, kernels.device)
 
 
 def candidate(task: Task, name: str, work: Work, original: Subject) -> Subject:
     """What recipe `name` made, from the work folder; it shares the original's arrays where they are the same."""
-    source = as_floats(solved_source(task, name, work))
+    source, kernels = as_floats(solved_source(task, name, work)), backend("eager", torch_device=task.device)
     if task.recipes[name].format == "gguf":
-        decoder = build(task.config, source, backend("eager"), "float32", task.window, streamed=True)
+        decoder = build(task.config, source, kernels, "float32", task.window, streamed=True)
     else:
-        layers = build(replace(task.config, tied_embeddings=True), source, backend("eager"), "float32", task.window,
+        layers = build(replace(task.config, tied_embeddings=True), source, kernels, "float32", task.window,
                        streamed=True).layers
         decoder = replace(original.decoder, layers=layers)
     return Subject(name, task.config, original.tokenizer, decoder, original.device)
@@ -55,7 +48,9 @@ def solved_source(task: Task, name: str, work: Work) -> Source:
         if not ours.startswith("layers."):
             a = original(ours)
             rounded = recipe.format == "gguf" and ours in ("embed", "head")
-            return nearest(torch.from_numpy(as_float(a)), recipe.grid(task.config, 8)) if rounded else a
+            if not rounded:
+                return a
+            return nearest(torch.from_numpy(as_float(a)).to(task.device), recipe.grid(task.config, 8))
         _, layer, tensor = ours.split(".", 2)
         if layer not in held:
             held.clear()
@@ -75,15 +70,16 @@ def judge(original: Subject, model: Subject, texts: Mapping[str, str], window: i
     return {language: loss(Scores(*of)) for language, of in zip(texts, zip(*columns), strict=True)}
 
 
-def failures(losses: Mapping[str, Loss], limits: Limits) -> list[str]:
-    """One line for each language and figure that is above its limit."""
+def failures(losses: Mapping[str, Loss], limits: Mapping[str, Limits]) -> list[str]:
+    """One line for each language and figure that is above that language's limit."""
     out = []
     for language, x in losses.items():
-        if not x.kl.high <= limits.max_kl:
-            out.append(f"{language}: mean KL {_figure(x.kl)} nats, at most {limits.max_kl:g} may be lost")
-        if not x.perplexity_increase.high <= limits.max_ppl_increase:
+        most = limits[language]
+        if not x.kl.high <= most.max_kl:
+            out.append(f"{language}: mean KL {_figure(x.kl)} nats, at most {most.max_kl:g} may be lost")
+        if not x.perplexity_increase.high <= most.max_ppl_increase:
             out.append(f"{language}: perplexity rises by {_figure(x.perplexity_increase, 100)} %, "
-                       f"at most {100 * limits.max_ppl_increase:g} % are allowed")
+                       f"at most {100 * most.max_ppl_increase:g} % are allowed")
     return out
 
 
@@ -114,7 +110,8 @@ def keep_worst(task: Task, name: str, work: Work, original: Subject, cut: Sequen
     worst = np.argsort(-np.array(found), kind="stable")[:count].tolist()
     source = LayerSource(task.model)
     for i in worst:
-        work.keep(name, i, round_layer(read_layer(task.config, source, i), task.recipes[name], task.config))
+        layer = read_layer(task.config, source, i, task.device)
+        work.keep(name, i, round_layer(layer, task.recipes[name], task.config))
     return worst
 
 

@@ -1,6 +1,5 @@
 """Calibrates and solves a model layer by layer, and goes on where an earlier run stopped."""
 import hashlib
-import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -37,6 +36,7 @@ class Task:
     calibration: Mapping[str, str]  # language -> text
     tokens: int = 16384  # of calibration text, shared by the languages
     window: int = 512  # tokens that are run together
+    device: str = "cpu"  # torch's name of where layers run and are solved
 
     @property
     def config(self) -> ModelConfig:
@@ -56,7 +56,7 @@ class Task:
     def describe(self, cut: Sequence[Window]) -> dict[str, object]:
         """What makes two runs the same: one must not go on with another's layers."""
         sample = (np.ascontiguousarray(as_float(self.opened.source(name))[:64]) for name in ("embed", "norm"))
-        return {"gramme": __version__, "model": self.model, "config": repr(self.config),
+        return {"gramme": __version__, "model": self.model, "config": repr(self.config), "device": self.device,
                 "tokens": _digest(w.tokens for w in cut), "weights": _digest(sample),
                 "recipes": {k: asdict(r) for k, r in self.recipes.items()}}
 
@@ -84,7 +84,7 @@ def calibration_windows(task: Task) -> list[Window]:
 
 def solve(task: Task, work: Work, cut: Sequence[Window], layers: int, progress: Progress) -> None:
     """Goes on where `work` stands, up to `layers`."""
-    watch = Watch(backend("eager"))
+    watch = Watch(backend("eager", torch_device=task.device))
     source = LayerSource(task.model)
     # The head is not needed here; a tied one costs no memory.
     decoder = build(replace(task.config, tied_embeddings=True), as_floats(source), watch.kernels, "float32",
@@ -97,17 +97,17 @@ def solve(task: Task, work: Work, cut: Sequence[Window], layers: int, progress: 
     progress(at, layers)
     for i in range(at, layers):
         streams, moments = watch.layer(decoder, i, streams, steps)
-        tensors = read_layer(task.config, source, i)
+        tensors = read_layer(task.config, source, i, task.device)
         solved = {name: solve_layer(tensors, moments, recipe, task.config) for name, recipe in task.recipes.items()}
         work.save_layer(i, {name: s for name, (s, _) in solved.items()}, {name: x for name, (_, x) in solved.items()},
                         [a.numpy(force=True) for a in streams])
         progress(i + 1, layers)
 
 
-def read_layer(m: ModelConfig, source: Source, i: int) -> dict[str, Tensor]:
-    """Float32 tensors by our names without the prefix."""
+def read_layer(m: ModelConfig, source: Source, i: int, device: str) -> dict[str, Tensor]:
+    """Float32 tensors on the device by our names without the prefix."""
     prefix = f"layers.{i}."
-    return {name.removeprefix(prefix): torch.from_numpy(as_float(source(name)))
+    return {name.removeprefix(prefix): torch.from_numpy(as_float(source(name))).to(device)
             for name, _ in shapes(m) if name.startswith(prefix)}
 
 
@@ -131,8 +131,3 @@ class LayerSource:
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:
     return hashlib.blake2b(b"".join(a.tobytes() for a in arrays), digest_size=16).hexdigest()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

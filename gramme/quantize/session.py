@@ -1,9 +1,10 @@
 """A quantisation from the first check to the saved directory, or to the reason why there is none."""
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from gramme.config import ConfigError
 from gramme.evals.subject import Subject
@@ -12,11 +13,13 @@ from gramme.formats.store import resolve
 from gramme.models.open import EMBEDDED
 from gramme.plan.hardware import this_machine
 from gramme.plan.units import gb, minutes
+from gramme.quantize import device
 from gramme.quantize.card import card, lost_shares, table
 from gramme.quantize.export import eight_bit_layers, save
-from gramme.quantize.gate import Limits, candidate, failures, judge, keep_worst, reference, solved_source
-from gramme.quantize.plan import need, speed
-from gramme.quantize.run import Progress, Task, calibration_windows, peak_bytes, solve
+from gramme.quantize.gate import candidate, failures, judge, keep_worst, reference, solved_source
+from gramme.quantize.limits import Limits
+from gramme.quantize.plan import Need, need, speed
+from gramme.quantize.run import Progress, Task, calibration_windows, solve
 from gramme.quantize.work import Work
 from gramme.text.tokenizer import load_tokenizer
 
@@ -30,14 +33,23 @@ class Wish:
     outs: Mapping[str, Path]  # by recipe
     work: Path
     texts: Mapping[str, str]  # language -> text to judge by
-    limits: Limits
+    limits: Mapping[str, Limits]  # by language
     keep_worst: int = 0
     layers: int | None = None  # solve so many, measure memory and time, save nothing
 
 
 def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[str], Progress]) -> int:
     """0: saved; 3: refused. Raises ConfigError or ModelError with one line when it cannot be done."""
+    try:
+        return _quantise(task, wish, say, bar)
+    except torch.OutOfMemoryError:
+        raise ConfigError("the GPU's memory did not suffice; fewer --tokens take less, --device cpu none of it; "
+                          f"the layers that were solved stay in {wish.work}") from None
+
+
+def _quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[str], Progress]) -> int:
     _check(task, wish)
+    device.begin(task.device)
     cut = calibration_windows(task)
     predicted = _plan(task, wish, sum(len(w.tokens) for w in cut), say)
     work = Work(wish.work, task.describe(cut))
@@ -46,7 +58,7 @@ def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[
         say(f"{done} of {count} layers were solved before")
     solve(task, work, cut, count, bar("layers"))
     if wish.layers is not None:
-        _checked(predicted, say)
+        _checked(task, predicted, say)
         work.remove()
         say(f"{count} of {task.config.layers} layers were solved to measure; nothing is saved")
         return 0
@@ -55,16 +67,19 @@ def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[
     for name, out in wish.outs.items():
         if not out.exists():  # an earlier run that was stopped had saved it
             refused |= not _finish(task, wish, name, work, original, say, bar)
-    _checked(predicted, say)
+    _checked(task, predicted, say)
     if not refused:
         work.remove()
     return REFUSED if refused else 0
 
 
-def _checked(predicted: int, say: Callable[[str], None]) -> None:
-    peak = peak_bytes()
-    say(f"memory: {gb(peak)} at the peak, {gb(predicted)} predicted"
-        + ("" if peak <= predicted else f"; {100 * (peak / predicted - 1):.0f} % more than predicted"))
+def _checked(task: Task, predicted: Need, say: Callable[[str], None]) -> None:
+    used = [("memory", device.host_peak_bytes(), predicted.memory_bytes)]
+    if task.device != "cpu":
+        used.insert(0, ("GPU memory", device.gpu_peak_bytes(task.device), predicted.gpu_bytes))
+    for kind, peak, most in used:
+        say(f"{kind}: {gb(peak)} at the peak, {gb(most)} predicted"
+            + ("" if peak <= most else f"; {100 * (peak / most - 1):.0f} % more than predicted"))
 
 
 def _check(task: Task, wish: Wish) -> None:
@@ -77,30 +92,33 @@ def _check(task: Task, wish: Wish) -> None:
     if wish.keep_worst and any(r.format == "awq" or r.bits == 8 for r in task.recipes.values()):
         raise ConfigError("--keep-worst keeps layers at 8 bits: it needs --bits 4 and a format that mixes them, "
                           "compressed-tensors, gptq or gguf")
-    for name, limit in (("max-kl", wish.limits.max_kl), ("max-ppl-increase", wish.limits.max_ppl_increase)):
-        if math.isnan(limit):
-            raise ConfigError(f"--{name} must be a number, not {limit}")
     for out in wish.outs.values():
         if out.exists() and not wish.work.exists():
             raise ConfigError(f"{out} exists; name another place or remove it")
 
 
-def _plan(task: Task, wish: Wish, tokens: int, say: Callable[[str], None]) -> int:
-    """Predicted bytes. Raises ConfigError when the machine has less."""
-    per_s, free = speed(), this_machine().free_bytes
+def _plan(task: Task, wish: Wish, tokens: int, say: Callable[[str], None]) -> Need:
+    """Raises ConfigError when the machine has less."""
+    gpu = task.device != "cpu"
+    per_s, free = speed(task.device), this_machine().free_bytes
     m, recipes, layers = task.config, list(task.recipes.values()), wish.layers
-    whole = need(m, recipes, tokens, per_s, _tokens(task, wish), wish.keep_worst > 0)
-    n = whole if layers is None else need(replace(m, layers=layers, windows=m.windows[:layers]), recipes, tokens, per_s)
-    say(f"plan: {tokens} tokens of calibration, memory {gb(n.memory_bytes)} of {gb(free)} free, disk "
-        f"{gb(n.disk_bytes)}, {minutes(n.seconds)} at this machine's {per_s / 1e9:.0f} GFLOP/s"
-        + (f" for {layers} layers; all {m.layers}, judged and saved: {gb(whole.memory_bytes)}, {gb(whole.disk_bytes)}, "
-           f"{minutes(whole.seconds)}" if layers is not None else ""))
+    whole = need(m, recipes, tokens, per_s, _tokens(task, wish), wish.keep_worst > 0, gpu)
+    n = whole if layers is None else need(replace(m, layers=layers, windows=m.windows[:layers]), recipes, tokens, per_s,
+                                          gpu=gpu)
+    card = f"{gb(n.gpu_bytes)} of the GPU's {gb(gpu_free := device.free_bytes(task.device))} free, " if gpu else ""
+    say(f"plan: {tokens} tokens of calibration, {card}memory {gb(n.memory_bytes)} of {gb(free)} free, disk "
+        f"{gb(n.disk_bytes)}, {minutes(n.seconds)} at this {'GPU' if gpu else 'machine'}'s {per_s / 1e9:.0f} GFLOP/s"
+        + (f" for {layers} layers; all {m.layers}, judged and saved: {gb(whole.gpu_bytes) + ' there, ' if gpu else ''}"
+           f"{gb(whole.memory_bytes)}, {gb(whole.disk_bytes)}, {minutes(whole.seconds)}" if layers is not None else ""))
+    if gpu and n.gpu_bytes > gpu_free:
+        raise ConfigError(f"{gb(n.gpu_bytes)} of the GPU's memory are needed, {gb(gpu_free)} are free; fewer --tokens "
+                          "take less, --device cpu none of it")
     if n.memory_bytes > free:
         raise ConfigError(f"{gb(n.memory_bytes)} of memory are needed, {gb(free)} are free; fewer --tokens take less")
     place = next(p for p in wish.work.absolute().parents if p.exists())
     if n.disk_bytes > (room := shutil.disk_usage(place).free):
         raise ConfigError(f"{gb(n.disk_bytes)} of disk are needed, {gb(room)} are free in {place}")
-    return n.memory_bytes
+    return n
 
 
 def _tokens(task: Task, wish: Wish) -> int:

@@ -3,6 +3,7 @@
 w is (N, K), moments (K, K) = sum over tokens of x x^T. What a solution loses is tr(E M E^T), the squared change of the
 matrix's output on the calibration tokens, for E the error of the weights.
 """
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,13 +13,17 @@ from gramme.quantize.grid import Fit, Grid
 
 DAMP = 0.01  # of the mean diagonal, as in the GPTQ paper
 BLOCK = 128  # columns whose errors are spread together
+ROWS = 16384  # rounded at once: an embedding would be held several times over
 
 
 def nearest(w: Tensor, grid: Grid) -> Grouped:
     """The plainest: each group spans its values, each value goes to the nearest code."""
-    parts = grid.split(w)
-    fit = grid.fit(parts)
-    return grid.grouped(grid.codes(parts, fit).flatten(1), fit)
+    blocks = []
+    for rows in w.split(ROWS):
+        parts = grid.split(rows)
+        fit = grid.fit(parts)
+        blocks.append(grid.grouped(grid.codes(parts, fit).flatten(1), fit))
+    return Grouped(*map(np.concatenate, zip(*(b[:3] for b in blocks))), grid.bits)
 
 
 def clipped(w: Tensor, moments: Tensor, grid: Grid) -> Grouped:

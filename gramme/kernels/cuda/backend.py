@@ -212,9 +212,6 @@ class CudaDevice(eager.TorchDevice):
         graph.replay()
         return graph.replay
 
-    def memory(self) -> tuple[int, int]:
-        return torch.cuda.mem_get_info() if self.name == "cuda" else super().memory()
-
 
 def processors(device: str) -> int:
     return torch.cuda.get_device_properties(0).multi_processor_count if device == "cuda" else INTERPRETED_PROCESSORS
