@@ -113,6 +113,8 @@ def _add_positionals(p: argparse.ArgumentParser, name: str, verb: Verb) -> None:
         p.add_argument("model", nargs="?", help=MODEL)
     if name == "quantize":
         p.add_argument("out", help="the directory to make; with several formats each becomes OUT-FORMAT")
+        p.add_argument("--calibration", dest="calibration_text", action="append", metavar="STR",
+                       help="the same as --calibration-text")
 
 
 def run(argv: Sequence[str]) -> int:

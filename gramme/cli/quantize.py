@@ -27,6 +27,9 @@ def main(args: argparse.Namespace) -> int:
     formats, languages = list(dict.fromkeys(asked.format.split(","))), asked.languages.split(",")
     if unknown := [f for f in formats if f not in FORMATS]:
         raise ConfigError(f"--format {unknown[0]!r:.30} is not written; there are: {', '.join(FORMATS)}")
+    out = Path(args.out)
+    if out.name in ("", ".."):
+        raise ConfigError(f"OUT must be the name of a directory that is to be made, not {args.out!r:.60}")
     if asked.threads is not None and asked.threads < 1:
         raise ConfigError(f"--threads must be at least 1, not {asked.threads}")
     set_threads(asked.threads)
@@ -39,7 +42,6 @@ def main(args: argparse.Namespace) -> int:
         texts.read(asked.calibration_text) if asked.calibration_text else texts.shipped("calibration", languages),
         asked.tokens, min(512, opened.config.max_positions) if asked.window is None else asked.window, device)
     check = texts.read(asked.check_text) if asked.check_text else texts.shipped("held-out", languages)
-    out = Path(args.out)
     wish = Wish(
         {f: out if len(formats) == 1 else out.with_name(f"{out.name}-{f}") for f in formats},
         out.with_name(out.name + ".partial"), check,

@@ -29,9 +29,19 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "tekken
 
 def save(out: Path, model: Path | None, opened: Opened, recipe: Recipe, source: Source, card: str) -> None:
     """`model` is the original's directory, None for a dummy. `out` appears when it is complete."""
-    m, text = opened.config, opened.text
     beside = out.with_name(out.name + ".new")
     shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _write(beside, model, opened, recipe, source, card)
+    except OSError:  # a full disk needs the room
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    beside.rename(out)
+    sync(out.parent)
+
+
+def _write(beside: Path, model: Path | None, opened: Opened, recipe: Recipe, source: Source, card: str) -> None:
+    m, text = opened.config, opened.text
     beside.mkdir(parents=True)
     for directory in dict.fromkeys(d for d in (text, model) if d is not None):
         for path in (p for pattern in COPIED for p in directory.glob(pattern) if p.is_file()):
@@ -42,8 +52,6 @@ def save(out: Path, model: Path | None, opened: Opened, recipe: Recipe, source: 
     else:
         _write_hf(beside, model, m, recipe, source)
     sync(beside)
-    beside.rename(out)
-    sync(out.parent)
 
 
 def hf_tensors(m: ModelConfig, recipe: Recipe, source: Source) -> Iterator[tuple[str, np.ndarray]]:

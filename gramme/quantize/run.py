@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gramme import __version__
-from gramme.config import ConfigError, EngineConfig, ModelConfig
+from gramme.config import ConfigError, EngineConfig, ModelConfig, ModelError
 from gramme.evals.scores import Window, windows
 from gramme.evals.subject import window_step
 from gramme.formats.grouped import dense
 from gramme.kernels.load import backend
-from gramme.models.load import Matrix, Source, as_floats, build, shapes
+from gramme.models.load import Matrix, as_floats, build, shapes
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
 from gramme.quantize.calibrate import Watch
@@ -52,6 +52,10 @@ class Task:
             raise ConfigError(f"--tokens must be at least a window of {self.window}, not {self.tokens}")
         for recipe in self.recipes.values():
             recipe.check(self.config)
+        self.opened.check_all_used()
+        if not self.opened.name.startswith("dummy:") and self.config.stored.layers == (0, 0):
+            for name, _ in shapes(self.config):  # their shapes, that is: floats are views of the file, read later
+                self.opened.source(name)
 
     def describe(self, cut: Sequence[Window]) -> dict[str, object]:
         """What makes two runs the same: one must not go on with another's layers."""
@@ -75,6 +79,8 @@ def calibration_windows(task: Task) -> list[Window]:
     """Windows of each language in turn, as many as the tokens allow."""
     tokenizer = load_tokenizer(task.opened.text)
     ids = {language: tokenizer.encode(text) for language, text in task.calibration.items()}
+    if short := [language for language, tokens in ids.items() if len(tokens) < 2]:
+        raise ConfigError(f"the calibration text {short[0]!r:.60} has {len(ids[short[0]])} tokens, nothing to predict")
     if (top := max((max(t, default=0) for t in ids.values()), default=0)) >= task.config.vocab_size:
         raise ConfigError(f"the tokenizer gives the id {top}, the model has {task.config.vocab_size}")
     by_language = [windows(t, task.window, task.window) for t in ids.values()]
@@ -92,6 +98,8 @@ def solve(task: Task, work: Work, cut: Sequence[Window], layers: int, progress: 
     steps = [window_step(watch.kernels.device, [w.tokens]) for w in cut]
     at = work.layers_done
     if at == 0 and work.streams(0) is None:
+        for name in ("embed", "norm", *([] if task.config.tied_embeddings else ["head"])):
+            _finite(source, name)
         work.save_streams(0, [decoder.embed.rows(s.tokens).numpy(force=True) for s in steps])
     streams = [watch.kernels.device.put(a) for a in work.streams(at)] if at < layers else []
     progress(at, layers)
@@ -104,11 +112,18 @@ def solve(task: Task, work: Work, cut: Sequence[Window], layers: int, progress: 
         progress(i + 1, layers)
 
 
-def read_layer(m: ModelConfig, source: Source, i: int, device: str) -> dict[str, Tensor]:
+def read_layer(m: ModelConfig, source: "LayerSource", i: int, device: str) -> dict[str, Tensor]:
     """Float32 tensors on the device by our names without the prefix."""
     prefix = f"layers.{i}."
-    return {name.removeprefix(prefix): torch.from_numpy(as_float(source(name))).to(device)
+    return {name.removeprefix(prefix): torch.from_numpy(_finite(source, name)).to(device)
             for name, _ in shapes(m) if name.startswith(prefix)}
+
+
+def _finite(source: "LayerSource", name: str) -> np.ndarray:
+    a = as_float(source(name))
+    if not np.isfinite(a).all():
+        raise ModelError(f"{source.name}: {name} is not finite everywhere")
+    return a
 
 
 def as_float(a: Matrix) -> np.ndarray:
@@ -121,6 +136,7 @@ class LayerSource:
 
     def __init__(self, model: str):
         self._model, self._at, self._opened = model, "", open_model(EngineConfig(model=model))
+        self.name = self._opened.name
 
     def __call__(self, name: str) -> Matrix:
         layer = ".".join(name.split(".")[:2]) if name.startswith("layers.") else ""

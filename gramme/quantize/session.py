@@ -45,6 +45,9 @@ def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[
     except torch.OutOfMemoryError:
         raise ConfigError("the GPU's memory did not suffice; fewer --tokens take less, --device cpu none of it; "
                           f"the layers that were solved stay in {wish.work}") from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename or wish.work}: {error.strerror}; once that is put right, the same command "
+                          "goes on from the last layer that was solved") from None
 
 
 def _quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[str], Progress]) -> int:
@@ -124,7 +127,10 @@ def _plan(task: Task, wish: Wish, tokens: int, say: Callable[[str], None]) -> Ne
 def _tokens(task: Task, wish: Wish) -> int:
     """Of the texts to judge by, about: cutting 60 MB for a plan would take a minute."""
     tokenizer, sample = load_tokenizer(task.opened.text), 20000
-    return sum(len(tokenizer.encode(t[:sample])) * max(1, len(t) // sample) for t in wish.texts.values())
+    counts = {name: len(tokenizer.encode(text[:sample])) for name, text in wish.texts.items()}
+    if short := [name for name, count in counts.items() if count < 2]:
+        raise ConfigError(f"the text {short[0]!r:.60} to judge by has {counts[short[0]]} tokens, nothing to predict")
+    return sum(counts[name] * max(1, len(text) // sample) for name, text in wish.texts.items())
 
 
 def _finish(task: Task, wish: Wish, name: str, work: Work, original: Subject, say: Callable[[str], None],

@@ -1,0 +1,100 @@
+"""What cannot be quantised, and where nothing can be written, is said in one line; what was there stays as it was."""
+import errno
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from gramme.cli.main import run as gramme  # noqa: E402
+from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def changed(small_model, tmp_path):
+    """The small model's directory with other tensors."""
+    def make(**tensors):
+        directory = shutil.copytree(small_model, tmp_path / "model")
+        file = SafetensorsFile(small_model / "model.safetensors")
+        all_ = {name: np.array(file.tensor(name)) for name in file.names} | tensors
+        write_safetensors(directory / "model.safetensors", {n: a for n, a in all_.items() if a is not None})
+        return directory
+    return make
+
+
+UP, NORM = "model.layers.2.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize("name, tensor, words", [
+    ("model.layers.1.x", np.ones(3, np.float16), "model.safetensors: the config has no place for model.layers.1.x"),
+    (UP, None, f"there is no tensor '{UP}'"),
+    (UP, np.ones((5, 64), np.float16), f"model.safetensors: {UP} has shape [5, 64], the config says [96, 64]")])
+def test_tensors_that_do_not_fit_are_named_before_any_work(changed, quantise, tmp_path, name, tensor, words):
+    code, said, _ = quantise(model=changed(**{name: tensor}))
+    assert code == 2 and words in said and said.count("\n") == 1 and not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("name, ours", [
+    (NORM, "layers.1.attn_norm"), (UP, "layers.2.up"), ("model.embed_tokens.weight", "embed"),
+    ("model.norm.weight", "norm"), ("model.layers.0.self_attn.q_proj.bias", "layers.0.q.bias")])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_value_that_is_not_finite_is_named(changed, small_model, quantise, name, ours, method):
+    a = np.array(SafetensorsFile(small_model / "model.safetensors").tensor(name))
+    a.flat[1] = np.inf
+    code, said, out = quantise("--method", method, model=changed(**{name: a}))
+    assert code == 2 and said.splitlines()[-1].endswith(f"{ours} is not finite everywhere") and not out.exists()
+
+
+@pytest.mark.parametrize("flag", ["--calibration", "--calibration-text", "--check-text"])
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_text_that_says_nothing_is_named_before_any_work(quantise, tmp_path, flag, text):
+    (tmp_path / "mine.txt").write_text(text)
+    code, said, _ = quantise(flag, str(tmp_path / "mine.txt"))
+    assert code == 2 and "text 'mine'" in said and "nothing to predict" in said and said.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "x/.."])
+def test_an_out_that_is_no_name(small_model, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    assert gramme(["quantize", str(small_model), out]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("gramme: OUT must be the name") and said.err.count("\n") == 1
+
+
+def test_a_place_where_no_directory_can_be(quantise, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, said, _ = quantise(out="file/out")
+    assert code == 2 and "Not a directory" in said.splitlines()[-1] and "Traceback" not in said
+
+
+def test_a_disk_that_is_full_anywhere_is_one_line_and_the_same_command_goes_on(quantise, monkeypatch, tmp_path):
+    """Full at every third fsync in turn: nothing is half there, and room makes it go on to the end."""
+    real, left = os.fsync, [0]
+
+    def fsync(handle):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert quantise(out="whole")[0] == 0
+    count, refused = -left[0], 0
+    for at in range(1, count + 1, 3):
+        left[0] = at
+        code, said, out = quantise(out=f"out{at}")
+        refused += code == 2
+        assert code == 2 and "No space left on device; once that is put right" in said.splitlines()[-1], said
+        assert not out.exists() and not out.with_name(out.name + ".new").exists()
+        left[0] = 0
+        assert quantise(out=f"out{at}")[0] == 0
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert refused > 4
