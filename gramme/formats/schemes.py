@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import ml_dtypes
 import numpy as np
 
-from gramme.config import ModelError
+from gramme.config import LOSS, ModelError
 from gramme.formats import packed
 from gramme.formats.checkpoint import Checkpoint
 from gramme.formats.grouped import Form, Grouped, Reordered
@@ -201,7 +201,8 @@ class Float:
     block: tuple[int, int] | None  # rows and columns that share a scale; None: a row, or all
     marker: ClassVar[str] = "weight_scale"
     parts: ClassVar[tuple[str, ...]] = ("weight_scale", "input_scale")
-    note: ClassVar[str] = "float8 weights are widened to the dtype of the others"
+    note: ClassVar[str] = (f"{LOSS}no kernel multiplies float8 here: such weights are widened to the dtype of the "
+                           "others, twice the bytes")
 
     def read(self, m: Parts) -> Matrix:
         weight = m.need("weight", FP8, (None, None))

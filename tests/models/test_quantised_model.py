@@ -1,9 +1,11 @@
 """Integer files through the loader: every backend multiplies what the file says, in whatever order it is stored."""
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from gramme import LLM
 from gramme.config import EngineConfig, ModelError
 from gramme.formats.grouped import Grouped, Reordered, dense
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors
@@ -20,6 +22,8 @@ BACKENDS = [name for name in available() if name in ("cpu", "reference")]
 CONFIG = dict(
     architectures=["LlamaForCausalLM"], vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5)
+FP8 = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"], "config_groups": {
+    "group_0": {"targets": ["Linear"], "weights": dict(num_bits=8, type="float", strategy="channel")}}}
 GPTQ = dict(quant_method="gptq", bits=4, group_size=32, desc_act=True, sym=False, checkpoint_format="gptq_v2")
 
 
@@ -122,6 +126,29 @@ def test_an_act_order_model_is_its_dense_weights(tmp_path, name):
         want = x @ np.concatenate([values[f"layers.1.{n}"] for n in names]).T
         got = multiply(kernels, getattr(decoder.layers[1], part), x)
         np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
+
+
+def test_float8_that_is_widened_is_said_at_every_start(tmp_path, capsys):
+    """In one line; a file that is kept as it is says nothing."""
+    values = act_order_model(tmp_path)
+    LLM(str(tmp_path), skip_tokenizer_init=True, max_num_seqs=1).close()
+    assert capsys.readouterr().err == ""
+    tensors = {}
+    for name, a in values.items():
+        theirs = their_name(name, HF)
+        if a.ndim == 1 or name in ("embed", "head"):
+            tensors[theirs] = a
+        else:
+            tensors[theirs] = (a * 64).astype(ml_dtypes.float8_e4m3fn)
+            tensors[theirs + "_scale"] = np.full((len(a), 1), 2**-6, np.float16)
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": FP8}))
+    LLM(str(tmp_path), skip_tokenizer_init=True, max_num_seqs=1).close()
+    said = capsys.readouterr().err
+    assert "float8" in said and "widened" in said and said.count("\n") == 1
+    opened = open_model(EngineConfig(model=str(tmp_path)))
+    want = tensors[their_name("layers.1.up", HF)].astype(np.float32) / 64
+    np.testing.assert_array_equal(opened.source("layers.1.up"), want)
 
 
 def test_tensors_without_a_place_and_without_a_partner(tmp_path):
