@@ -237,7 +237,7 @@ class Plan:
     threads: int
     seed: int
     logit_rows: int  # rows of logits held at once
-    graph_bytes: int  # that the buffers of captured steps may take
+    captured_bytes: int  # of the arrays inside captured steps, on a CPU
     ledger: Ledger
     tariff: Tariff
     watts: float | None = None  # declared

@@ -152,6 +152,9 @@ class TorchDevice:
         run()
         return run
 
+    def share(self, nbytes: int) -> None:
+        """Nothing is captured."""
+
     def hold(self, nbytes: int) -> None:
         """PyTorch has a cache of its own."""
 

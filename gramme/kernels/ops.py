@@ -124,5 +124,6 @@ class Device(Protocol):
     def get(self, a: Array) -> Any: ...  # to numpy; waits
     def fetch(self, a: Array) -> Callable[[], Any]: ...  # sends it on its way to the host; the call waits for it alone
     def capture(self, run: Callable[[], None]) -> Callable[[], None]: ...  # runs it; the result does so again
+    def share(self, nbytes: int) -> None: ...  # memory for the results inside all that is captured, one at a time
     def hold(self, nbytes: int) -> None: ...  # takes memory for the results of operations, so that it is there later
     def memory(self) -> tuple[int, int]: ...  # free, total bytes

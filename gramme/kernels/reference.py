@@ -209,6 +209,9 @@ class NumpyDevice:
         run()
         return run
 
+    def share(self, nbytes: int) -> None:
+        """Nothing is captured."""
+
     def hold(self, nbytes: int) -> None:
         """numpy's results have no place of their own."""
 

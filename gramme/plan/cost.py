@@ -31,6 +31,7 @@ class Product(NamedTuple):
     elements: float
     nbytes: float
     tokens: int
+    columns: float  # of a row, on average over the elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,17 @@ def layer_elements(m: ModelConfig) -> int:
     return sum(rows * columns * n for rows, columns, n in m.matrices()[1:])
 
 
+def layer_columns(m: ModelConfig) -> float:
+    """Of a row of these matrices, on average over their elements."""
+    return sum(rows * columns**2 * n for rows, columns, n in m.matrices()[1:]) / layer_elements(m)
+
+
 def step(m: ModelConfig, w: Weights, kv_dtype: str, rows: Sequence[tuple[int, int]], outputs: int) -> Work:
     """A step whose rows are [(start, tokens), ...]: so many tokens from that position. `outputs` rows of logits."""
     tokens = sum(n for _, n in rows)
-    products = [Product(layer_elements(m), w.layers, tokens)]
+    products = [Product(layer_elements(m), w.layers, tokens, layer_columns(m))]
     if outputs:
-        products.append(Product(m.vocab_size * m.width, w.head or w.embed, outputs))
+        products.append(Product(m.vocab_size * m.width, w.head or w.embed, outputs, m.width))
     sums = [_layer_sum(m, start, n) for start, n in rows]
     kv_tokens = sum(read for _, read in sums) + tokens * m.layers
     pairs = sum(pairs for pairs, _ in sums)

@@ -12,8 +12,11 @@ LOGIT_BYTES = 36  # for each logit: itself, its copies while choosing, its rank 
 LOGIT_SHARE, LEAST_LOGITS_BYTES = 1 / 16, 4 << 20  # logits take this part of the weights' size, at least so much
 TOKEN_RECORD_BYTES = 128  # a token that the scheduler knows: an integer in two lists, its part of a page's record
 SEQUENCE_RECORD_BYTES = 16 << 10
-GRAPH_SHARE, LEAST_GRAPH_BYTES = 1 / 24, 2 << 20  # likewise, for the buffers of steps that are captured
-ARENA_SLACK = 1.25 * 9 / 8  # blocks come in sizes an eighth apart, and a quarter more than is used is kept
+CAPTURED_TOKENS = 64  # of a step that a CPU captures: longer ones are chunks of prompts, where calls cost little
+CAPTURED_SHAPES = 32
+CAPTURED_LENGTHS = 512  # tokens: contexts are bucketed by so many
+LAYER_CALLS_BYTES = 4 << 10  # the recorded calls of a layer, 13 of 224 bytes, and the arrays that they need
+ROOM_SLACK = 1.5  # of what lives at once: parts of several sizes leave gaps; enough for each of 150 random models
 SCRATCH_BYTES = 512 << 10  # of a thread of the CPU kernels
 SPAN_TOKENS, SPAN_HEADS = 512, 8 * 32  # contexts are cut so where fewer heads of tokens than so many a thread are there
 DRIVER_BYTES = 600 << 20  # CUDA context, kernels and library handles
@@ -28,7 +31,10 @@ def logit_rows(m: ModelConfig, weight_bytes: int) -> int:
 def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: str, pages: int, page_size: int,
            rows: int, chunk: int, length: int, threads: int, processors: int, budget: int) -> Ledger:
     gpu = backend == "cuda"
-    graphs = graph_bytes(w.total) if backend == "cpu" else 0
+    graphs = 0
+    if backend == "cpu":
+        inputs = 4 * sum(captured_inputs(rows, chunk, length, page_size).values())
+        graphs = captured_bytes(m, w, chunk, length, threads) + inputs + CAPTURED_SHAPES * m.layers * LAYER_CALLS_BYTES
     if gpu:
         graphs = gpu_memory.graph_bytes(m, _itemsize(dtype), -(-length // page_size), rows, chunk)
     return Ledger(
@@ -42,14 +48,19 @@ def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: st
     )
 
 
-def graph_bytes(weight_bytes: int) -> int:
-    """What the buffers of all captured steps may take."""
-    return max(LEAST_GRAPH_BYTES, int(weight_bytes * GRAPH_SHARE))
+def captured_bytes(m: ModelConfig, w: Weights, chunk: int, length: int, threads: int) -> int:
+    """The arrays inside the largest step that a CPU captures: all captured steps have theirs in one memory."""
+    tokens = min(chunk, CAPTURED_TOKENS)
+    arrays = activation_bytes(m, "cpu", "float32", tokens) + partial_bytes(m, tokens, length, threads)
+    return arrays + 4 * min(tokens, logit_rows(m, w.total)) * m.vocab_size
 
 
-def captured_bytes(m: ModelConfig, tokens: int, outputs: int) -> int:
-    """The buffers of one captured step."""
-    return activation_bytes(m, "cpu", "float32", tokens) + 4 * outputs * m.vocab_size
+def captured_inputs(rows: int, chunk: int, length: int, page_size: int) -> dict[str, int]:
+    """Integers of each input of the largest step that is captured, likewise."""
+    tokens = min(chunk, CAPTURED_TOKENS)
+    rows, width = min(tokens, rows), -(-length // CAPTURED_LENGTHS) * CAPTURED_LENGTHS // min(page_size, CAPTURED_LENGTHS)
+    return {"tokens": tokens, "positions": tokens, "slots": tokens, "starts": rows + 1, "lengths": rows,
+            "pages": rows * width, "outputs": tokens}
 
 
 def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> int:
@@ -57,11 +68,11 @@ def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> i
     if backend == "cuda":
         return gpu_memory.activation_bytes(m, tokens, _itemsize(dtype), dense=tokens > gpu_memory.SIZES[-1])
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
+    if backend == "cpu":  # a layer's caller holds x and r; two of its own are beside them all the time
+        attention = 5 * m.width + (3 + m.qk_norm) * (q + kv)
+        return int(ROOM_SLACK * 4 * tokens * max(attention, 7 * m.width, 6 * m.width + m.ff_width))
     attention = 4 * m.width + 2 * (q + kv) + kv + q  # floats a token: stream, norm, q, k, v before and after rope
-    mlp = 3 * m.width + (1 if backend == "cpu" else 6) * m.ff_width
-    floats = max(attention, mlp)
-    if backend == "cpu":
-        return int(ARENA_SLACK * 4 * tokens * floats)
+    floats = max(attention, 3 * m.width + 6 * m.ff_width)
     if dtype in INTEGER_BITS:  # exact products, group by group, in float64
         floats += 16 * m.ff_width
         return 4 * tokens * floats + _unpacked_bytes(m, backend)
@@ -70,11 +81,16 @@ def activation_bytes(m: ModelConfig, backend: str, dtype: str, tokens: int) -> i
 
 def attention_bytes(m: ModelConfig, backend: str, tokens: int, length: int, threads: int) -> int:
     """Scores of the longest row, where the backend keeps them, and keys and values taken out of their pages."""
-    if backend == "cpu":  # streamed; partial sums of the spans of a context
-        heads = min(tokens * m.heads, SPAN_HEADS * max(threads, 4))
-        return 4 * heads * (m.head_dim + 2) * -(-length // SPAN_TOKENS) + threads * SCRATCH_BYTES
+    if backend == "cpu":
+        return partial_bytes(m, tokens, length, threads) + threads * SCRATCH_BYTES
     gathered = 6 * 4 * length * m.kv_heads * m.head_dim
     return tokens * length * (3 * 4 * m.heads + 11) + gathered
+
+
+def partial_bytes(m: ModelConfig, tokens: int, length: int, threads: int) -> int:
+    """Of the spans of a context whose keys and values are streamed: partial sums."""
+    heads = min(tokens * m.heads, SPAN_HEADS * max(threads, 4))
+    return 4 * heads * (m.head_dim + 2) * -(-length // SPAN_TOKENS)
 
 
 def loading_bytes(m: ModelConfig) -> int:

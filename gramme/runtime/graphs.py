@@ -1,11 +1,13 @@
-"""Small steps by shape: the arrays of each shape stay where they are, so a step is captured once and then replayed.
+"""Small steps by shape: a step is captured once for each shape and then replayed.
 
 What capturing means is the device's business: recorded C calls on a CPU, a CUDA graph on a GPU, nothing on the
-reference. A shape is captured when it comes for the second time; the least recently used ones make room, so that all
-buffers stay within the plan's bytes.
+reference. A shape is captured when it comes for the second time; the least recently used ones make room. Only one step
+runs at a time, so all shapes have their inputs in the same arrays and their results in the same memory, which is as
+large as the largest of them needs.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +15,10 @@ import numpy as np
 from gramme.config import ModelConfig, Plan
 from gramme.kernels.ops import KV, Array, Device, Step
 from gramme.models.decoder import Decoder
-from gramme.plan.memory import captured_bytes
+from gramme.plan.memory import CAPTURED_LENGTHS, CAPTURED_SHAPES, CAPTURED_TOKENS, captured_inputs
 from gramme.runtime.inputs import HostStep
 
-MAX_TOKENS = 64  # of a step that is captured: longer ones are prefill chunks, where calls cost little beside the work
-MAX_SHAPES = 32
-LENGTHS = 512  # contexts are bucketed by so many tokens
-INPUTS = ("tokens", "positions", "slots", "starts", "lengths", "pages", "outputs")
+INPUTS = ("tokens", "positions", "slots", "starts", "lengths")
 
 
 class Result(NamedTuple):
@@ -28,10 +27,10 @@ class Result(NamedTuple):
 
 
 class Graph:
-    """One shape's input arrays, and the step on them. `nbytes`: at most, until it is captured."""
+    """The step of one shape. Its result lasts until the next step of any shape."""
 
-    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step, nbytes: int):
-        self.step, self.result, self.nbytes = step, Result((None, None), None), nbytes
+    def __init__(self, decoder: Decoder, kv: Sequence[KV], device: Device, step: Step):
+        self.step, self.result = step, Result((None, None), None)
 
         def run() -> None:
             hidden = decoder.hidden(step, kv)
@@ -41,10 +40,9 @@ class Graph:
         self._capture = lambda: device.capture(run)
 
     def run(self) -> Result:
-        """On what the input arrays now hold. The result's arrays are overwritten by the next run."""
+        """On what the input arrays now hold."""
         if self.replay is None:
             self.replay = self._capture()
-            self.nbytes = getattr(self.replay, "nbytes", self.nbytes)
         else:
             self.replay()
         return self.result
@@ -54,9 +52,11 @@ class Graphs:
     def __init__(self, model: ModelConfig, plan: Plan, decoder: Decoder, kv: Sequence[KV], device: Device):
         self.captured = self.replayed = 0  # steps
         self._decoder, self._kv, self._device, self._page_size = decoder, kv, device, plan.page_size
-        self._model, self._max_bytes = model, plan.graph_bytes
         self._most_rows = plan.logit_rows
         self._graphs: OrderedDict[tuple[int, ...], Graph | None] = OrderedDict()
+        sizes = captured_inputs(plan.max_rows, plan.max_batch_tokens, plan.max_model_len, plan.page_size)
+        self._inputs = {name: device.empty((size,), "int32") for name, size in sizes.items()}
+        device.share(plan.captured_bytes)
 
     def idle(self) -> bool:
         """Nothing is put off until the engine is idle: recording calls costs no more than making them."""
@@ -64,46 +64,38 @@ class Graphs:
 
     def find(self, host: HostStep, outputs: np.ndarray) -> Graph | None:
         """The graph of this step's shape with the step's inputs in its arrays; None: run it operation by operation."""
-        size = captured_bytes(self._model, len(host.tokens), len(outputs))
-        if len(host.tokens) > MAX_TOKENS or not 0 < len(outputs) <= self._most_rows or size > self._max_bytes:
+        if len(host.tokens) > CAPTURED_TOKENS or not 0 < len(outputs) <= self._most_rows:
             return None
-        bucket = -(-host.max_length // LENGTHS)
+        bucket = -(-host.max_length // CAPTURED_LENGTHS)
         key = (len(host.tokens), len(host.lengths), len(outputs), host.max_row, bucket)
         if key not in self._graphs:
             self._graphs[key] = None
-            if len(self._graphs) > MAX_SHAPES:
-                self._drop_oldest()
+            if len(self._graphs) > CAPTURED_SHAPES:
+                self._graphs.popitem(last=False)
             return None
         self._graphs.move_to_end(key)
         graph = self._graphs[key]
         if graph is None:
             self.captured += 1
-            while self._nbytes + size > self._max_bytes:
-                self._drop_oldest()
             step = self._step(host, outputs, bucket)
-            graph = self._graphs[key] = Graph(self._decoder, self._kv, self._device, step, size)
+            graph = self._graphs[key] = Graph(self._decoder, self._kv, self._device, step)
         else:
             self.replayed += 1
         self._fill(graph.step, host, outputs)
         return graph
 
-    @property
-    def _nbytes(self) -> int:
-        return sum(graph.nbytes for graph in self._graphs.values() if graph is not None)
-
-    def _drop_oldest(self) -> None:
-        self._graphs.popitem(last=False)
-
     def _step(self, host: HostStep, outputs: np.ndarray, bucket: int) -> Step:
-        width = bucket * LENGTHS // min(self._page_size, LENGTHS)
-        shapes = {name: getattr(host, name).shape for name in INPUTS[:-2]}
-        arrays = {name: self._device.empty(shape, "int32") for name, shape in shapes.items()}
-        return Step(**arrays, pages=self._device.empty((len(host.lengths), width), "int32"),
-                    outputs=self._device.empty(outputs.shape, "int32"), max_row=host.max_row,
-                    max_length=bucket * LENGTHS)
+        width = bucket * CAPTURED_LENGTHS // min(self._page_size, CAPTURED_LENGTHS)
+        arrays = {name: self._input(name, getattr(host, name).shape) for name in INPUTS}
+        return Step(**arrays, pages=self._input("pages", (len(host.lengths), width)),
+                    outputs=self._input("outputs", outputs.shape), max_row=host.max_row,
+                    max_length=bucket * CAPTURED_LENGTHS)
+
+    def _input(self, name: str, shape: tuple[int, ...]) -> Array:
+        return self._inputs[name][: prod(shape)].reshape(shape)
 
     def _fill(self, step: Step, host: HostStep, outputs: np.ndarray) -> None:
-        for name in INPUTS[:-2]:
+        for name in INPUTS:
             self._device.put(getattr(host, name), getattr(step, name))
         self._device.put(outputs, step.outputs)
         pages = np.zeros(step.pages.shape, np.int32)  # page 0, the scratch page, behind each row's own

@@ -45,7 +45,7 @@ def test_a_room_is_whole_again_when_all_has_come_back(steps):
 
 def test_what_a_room_does_not_hold_is_got_elsewhere():
     arena = Arena()
-    arena.room = Room(1000)
+    arena.room = Room(1024)
     inside, outside = arena.empty((900,), np.uint8), arena.empty((900,), np.uint8)
     assert arena.room.holds(inside.ctypes.data) and not arena.room.holds(outside.ctypes.data)
     assert arena.holds(outside) and arena.nbytes > 900

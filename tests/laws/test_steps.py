@@ -7,9 +7,12 @@ import pytest
 from engines import MODEL, decoder, prompts, requests, run, score, take
 
 from gramme.config import EngineConfig, GenerationDefaults
+from gramme.kernels.load import backend
 from gramme.kernels.ops import KV
+from gramme.kernels.present import available
 from gramme.kernels.reference import NumpyDevice
 from gramme.llm.engine import Engine
+from gramme.models.dummy import SHAPES
 from gramme.models.load import build, random_source
 from gramme.plan.gpu_memory import activation_bytes, captured_sizes, graph_bytes
 from gramme.plan.hardware import Hardware
@@ -108,10 +111,6 @@ def test_a_size_without_memory_to_capture_it_is_run_uncaptured():
     assert run(poor, todo) == run(engine(kernels), todo)
 
 
-class Small(Exception):
-    pass
-
-
 def starved(kernels, most):
     """A backend whose memory is gone in the second layer of a step of more than `most` tokens, or that holds 150."""
     def take_rows(packed, ids):
@@ -165,3 +164,29 @@ def test_what_does_not_fit_alone_fails_alone(options):
     assert not e.busy and e.stats().pages_used == 0 and "memory" in errors.pop("2") and not errors
     want = {key: answer.tokens for key, answer in run(engine(kernels), todo).items() if key[0] != "2"}
     assert {key: tokens for key, tokens in out.items() if key[0] != "2"} == want
+
+
+@pytest.mark.skipif("cpu" not in available(), reason="records no calls without compiled kernels")
+@pytest.mark.parametrize("dtype, shape", [
+    ("bfloat16", {"width": 256, "heads": 8, "kv_heads": 2, "head_dim": 32, "ff_width": 896}),  # as 7b, a sixteenth
+    ("int4", {"width": 128, "heads": 4, "kv_heads": 4, "head_dim": 32, "ff_width": 128}),
+    ("bfloat16", {"width": 128, "heads": 2, "kv_heads": 1, "head_dim": 32, "ff_width": 2048, "qk_norm": True}),
+    ("int8", {"width": 128, "heads": 8, "kv_heads": 2, "head_dim": 64, "ff_width": 128, "qk_norm": True}),
+    ("bfloat16", {"width": 384, "heads": 24, "kv_heads": 4, "head_dim": 32, "ff_width": 3072}),
+])
+def test_results_of_all_steps_find_room_in_what_is_held_when_the_engine_is_ready(dtype, shape):
+    m = replace(SHAPES["tiny"], layers=4, vocab_size=64, max_positions=512, **shape)
+    config = EngineConfig(backend="cpu", dtype=dtype, threads=2, max_num_seqs=16, max_num_batched_tokens=128)
+    decided, kernels = plan(m, config, Hardware(cores=2, free_bytes=1 << 32)), backend("cpu", 2)
+    decoder = build(m, random_source(m), kernels, dtype, decided.max_model_len)
+    e = Engine(m, decided, GenerationDefaults(), Runner(m, decided, decoder, kernels))
+    e.hold()
+    for prompt in (500, 300, 64, 63, 40, 17, 3, 64, 63, 40, 17, 3):
+        for i in range(2):
+            e.add(Request(id=str(i), prompt_token_ids=[i] * prompt, params=SamplingParams(max_tokens=3 + i)))
+        while e.busy:
+            e.step()
+    graphs = e.runner.graphs
+    assert graphs.captured > 4 and graphs.replayed > 4
+    assert not any(graph.replay.nbytes for graph in graphs._graphs.values() if graph is not None)
+    assert kernels.device.kernels.arena.nbytes == 0

@@ -13,28 +13,38 @@ from typing import Any
 import numpy as np
 
 ALIGN = 64
+LARGE_SHARE = 12  # what takes more than such a part of a room is large
 SLACK = 1.25  # held in all over the most that was ever in use at once
 
 
 class Room:
-    """Memory that is there from the beginning: mapped and touched. It is lent in contiguous parts, the first that fits,
-    and parts that come back join their neighbours."""
+    """Memory of one piece. It is lent in contiguous parts, large ones from its end, others from its beginning, where
+    they fit first; parts that come back join their neighbours. Were the widest array of a layer cut from among the
+    others, what is left of its place would rarely hold it again. `of`: the memory of another room, for users who never
+    need both at once."""
 
-    def __init__(self, nbytes: int) -> None:
-        self._memory = np.zeros(nbytes + ALIGN, np.uint8)
-        self._memory[:: 1 << 12] = 1  # zeros may be promised only
+    def __init__(self, nbytes: int, of: "Room | None" = None) -> None:
+        nbytes = -(-nbytes // ALIGN) * ALIGN
+        self._memory = np.zeros(nbytes + ALIGN, np.uint8) if of is None else of._memory
         start = -(-self._memory.ctypes.data // ALIGN) * ALIGN
         self.start, self.nbytes = start, nbytes
         self._free = [(start, nbytes)]  # (address, bytes), in their order
+
+    def touch(self) -> None:
+        """Until then its zeros may be promised only."""
+        self._memory[:: 1 << 12] = 1
 
     def holds(self, address: int) -> bool:
         return self.start <= address < self.start + self.nbytes
 
     def take(self, nbytes: int) -> int | None:
-        for i, (address, size) in enumerate(self._free):
+        large = nbytes * LARGE_SHARE > self.nbytes
+        for i in reversed(range(len(self._free))) if large else range(len(self._free)):
+            address, size = self._free[i]
             if size >= nbytes:
-                self._free[i : i + 1] = [(address + nbytes, size - nbytes)] if size > nbytes else []
-                return address
+                left = address if large else address + nbytes
+                self._free[i : i + 1] = [(left, size - nbytes)] if size > nbytes else []
+                return address + size - nbytes if large else address
         return None
 
     def give(self, address: int, nbytes: int) -> None:

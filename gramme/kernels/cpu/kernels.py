@@ -26,6 +26,7 @@ class CpuKernels:
 
     def __init__(self, level: str, threads: int):
         self.pool, self.arena = Pool(level, threads), Arena()
+        self.captured = Room(0)  # results of captured calls
 
     def ops(self) -> Ops:
         return replace(
@@ -35,9 +36,11 @@ class CpuKernels:
         )
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run, recording every call; what is returned does them all again, on the same addresses, by one call of C."""
+        """Run, recording every call; what is returned does them all again, on the same addresses, by one call of C.
+        Results stand in the same room for all that is captured: they last until the next of them runs."""
         outside, self.arena = self.arena, Arena(slack=float("inf"))
-        program = self.pool.program = Program(self.pool, kept=[self.arena])
+        self.arena.room = Room(self.captured.nbytes, of=self.captured)
+        program = self.pool.program = Program(self.pool, self.arena)
         try:
             run()
         finally:
@@ -209,8 +212,13 @@ class CpuDevice(reference.NumpyDevice):
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return self.kernels.capture(run)
 
+    def share(self, nbytes: int) -> None:
+        self.kernels.captured = Room(nbytes)
+
     def hold(self, nbytes: int) -> None:
         self.kernels.arena.room = Room(nbytes)
+        self.kernels.arena.room.touch()
+        self.kernels.captured.touch()
 
 
 def check_shape(head_dim: int, shared: int, page_size: int) -> None:

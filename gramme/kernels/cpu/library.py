@@ -42,7 +42,7 @@ class Args(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    _fields_ = [("op", ctypes.c_int64), ("args", ctypes.POINTER(Args))]
+    _fields_ = [("op", ctypes.c_int64), ("args", ctypes.c_void_p)]
 
 
 @cache
@@ -75,25 +75,29 @@ class Program:
     """Calls that were recorded, replayed by one call into C. It owns the memory that they write."""
 
     pool: "Pool"
-    kept: list[Any] = field(default_factory=list)  # what the pointers point to
-    ops: list[int] = field(default_factory=list)
-    args: list[Args] = field(default_factory=list)
+    arena: Any  # of the calls' results
+    kept: Any = field(default_factory=dict)  # what else the pointers point to, by id until it is closed
+    calls: list[tuple[int, Args]] = field(default_factory=list)  # until it is closed
     guards: dict[Any, Callable[[], object]] = field(default_factory=dict)  # checks of the indices that a step brings
-    _calls: Any = None
+    _closed: Any = None
 
     def close(self) -> None:
-        """No more calls will be added."""
-        self._calls = (Call * len(self.ops))(*(Call(op, ctypes.pointer(a)) for op, a in zip(self.ops, self.args)))
+        """No more calls will be added. They go into one array: objects of their own take three times as much."""
+        args = (Args * len(self.calls))(*(a for _, a in self.calls))
+        each, first = ctypes.sizeof(Args), ctypes.addressof(args)
+        calls = (Call * len(args))(*((op, first + i * each) for i, (op, _) in enumerate(self.calls)))
+        self._closed, self.calls, self.kept = (calls, args), [], list(self.kept.values())
 
     @property
     def nbytes(self) -> int:
-        """Of the results of its calls: their arena is the first thing that is kept."""
-        return int(self.kept[0].nbytes)
+        """Of results that found no place in the room."""
+        return int(self.arena.nbytes)
 
     def __call__(self) -> None:
         for guard in self.guards.values():
             guard()
-        self.pool.run_list(self._calls, len(self.ops))
+        calls, _ = self._closed
+        self.pool.run_list(calls, len(calls))
 
 
 class Pool:
@@ -108,15 +112,14 @@ class Pool:
             raise MemoryError("no memory for the threads' working space")
 
     def call(self, op: Op, pointers: Sequence[int | None], sizes: Sequence[int], floats: Sequence[float] = (),
-             keep: Any = None) -> None:
-        """Run one operation, and record it where a program is open. `keep` holds the pointers' arrays alive."""
+             keep: Sequence[Any] = ()) -> None:
+        """Run one operation, and record it where a program is open. `keep`: the pointers' arrays, to be held alive."""
         args = Args((ctypes.c_void_p * POINTERS)(*pointers), (ctypes.c_int64 * SIZES)(*sizes),
                     (ctypes.c_float * FLOATS)(*floats))
         if self.program is not None:
-            self.program.ops.append(op)
-            self.program.args.append(args)
-            self.program.kept.append(keep)
-        self.run_list((Call * 1)(Call(op, ctypes.pointer(args))), 1)
+            self.program.calls.append((op, args))
+            self.program.kept |= {id(a): a for a in keep}
+        self.run_list((Call * 1)((op, ctypes.addressof(args))), 1)
 
     def run_list(self, calls: Any, count: int) -> None:
         self._lib.gramme_run(self._handle, calls, count)
