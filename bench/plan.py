@@ -8,7 +8,7 @@ A point is pp<prompt tokens> (time to the first token), tg<rows>@<context> (time
 of so many sequences) or memory. Each pair probes memory and arithmetic, then measures once; "unscaled" is what a plan
 says from the record of `gramme doctor --measure`, "rescaled" the same with the record's speeds divided by how much
 slower or faster memory and arithmetic just were. Nothing is calibrated. Pairs are saved as they come and added to
-those that are there, so a run may be cut into pieces. Weights are random and every layer is a copy of the first, with
+those that are there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights are random and every layer is a copy of the first, with
 memory of its own. Before tokens are timed, prompts run through the first layer only: what stands in the other layers'
 pages does not change how long reading it takes.
 """
@@ -136,8 +136,8 @@ def rescaled(hardware, probed):
     memory = probed["bandwidth"] / old["bandwidth"]
     arithmetic = next(rate / old[name] for name, rate in probed.items() if name != "bandwidth")
     rates = {name: rate * arithmetic for name, rate in old.items()} | {"bandwidth": probed["bandwidth"]}
-    for form, tokens in itertools.product(speeds.BYTES, speeds.TOKENS):
-        name = speeds.product_name(form, tokens, False)
+    for form, tokens, place in itertools.product(speeds.BYTES, speeds.TOKENS, speeds.COLUMNS):
+        name = speeds.product_name(form, tokens, place)
         whole_s = 2 * tokens / old[name]
         memory_s = min(whole_s, speeds.BYTES[form] / old["bandwidth"])
         rates[name] = 2 * tokens / (memory_s / memory + (whole_s - memory_s) / arithmetic)
@@ -246,17 +246,18 @@ def run(args):
     timed = {p: parsed(p) for p in points if p != "memory"}
     room = {p: n + (0 if kind == "pp" else ROWS * n // 512 + WARM + (ANSWER + WARM) * args.pairs)
             for p, (kind, _, n) in timed.items()}
-    begun_s, name = time.monotonic(), f"{args.model} {args.dtype}" if args.model else "gramme-nano"
+    name = f"{args.model} {args.dtype}" if args.model else "gramme-nano"
     length = min(most_tokens(args.model), max(256, 10 + max(room.values(), default=0)))
     engine, before, hardware = load(args.model, args.dtype, length, max([1, *(rows for _, rows, _ in timed.values())]))
-    save = lambda key, value: saved(name, key, value, hardware)
+    begun_s, save = time.monotonic(), lambda key, value: saved(name, key, value, hardware)
     if "memory" in points:
         most, ledger = fullest(engine, before), engine.plan.ledger
         save("memory", {"predicted_bytes": ledger.total, "measured_bytes": most, "error": most / ledger.total - 1})
         print(f"{name} memory: predicted {ledger.total / 1e6:.1f} MB, measured {most / 1e6:.1f} "
               f"({most / ledger.total - 1:+.1%})", flush=True)
     for point, (kind, rows, tokens) in timed.items():
-        pairs = [] if args.anew else entries().get(name, {}).get("points", {}).get(point, {}).get("pairs", [])
+        known = entries().get(name, {}).get("points", {}).get(point, {})
+        pairs = known["pairs"] if known.get("record") == hardware.source else []
         if len(pairs) >= args.pairs:
             continue
         subject = Prompts(engine, tokens, len(pairs)) if kind == "pp" else Tokens(engine, rows, tokens)
@@ -266,7 +267,7 @@ def run(args):
             pairs.append({"measured_s": plain.measured_s, "unscaled_s": plain.plain_s, "rescaled_s": then.plain_s,
                           "share": then.bottleneck.floor_s / then.measured_s, "bound": then.bottleneck.bound,
                           "rates": probed})
-            save(point, summary(pairs))
+            save(point, {"record": hardware.source} | summary(pairs))
         subject.close()
         if pairs:
             made = summary(pairs)
@@ -322,7 +323,6 @@ if __name__ == "__main__":
     parser.add_argument("points", nargs="?", default="pp64,pp256,tg1@64,tg4@64,tg16@64")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no pair after so many")
-    parser.add_argument("--anew", action="store_true", help="forget the pairs that are there")
     parser.add_argument("--plot", action="store_true")
     given = parser.parse_args()
     plot() if given.plot else run(given)

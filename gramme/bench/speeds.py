@@ -1,13 +1,14 @@
 """How fast our own CPU kernels are on this machine, by the names of plan/speeds.py: what its predictions are made of.
 
-Products are those of a layer, one behind the other as a step runs them, once on weights that come from memory and once
-on few enough to stay in the last level of the cache. What a step costs beyond its work is measured on models of almost
-nothing.
+Products are those of a layer, one behind the other as a step runs them: on weights that come from memory, with rows of
+two lengths, and on few enough to stay in the last level of the cache. What memory gives may double from one second to
+the next, so it is measured beside each product, whose time is brought to the one figure that all of them are noted for.
+What a step costs beyond its work is measured on models of almost nothing.
 """
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 from typing import Any
 
@@ -31,9 +32,11 @@ from gramme.runtime.runner import Runner
 
 FORMS = ("int4", "int8", "bfloat16")
 GROUP = 32
-LARGE, SMALL = (2048, 2560, 5632), (384, 640, 1024)  # width, rows of q, k and v, width of the MLP
-CACHES, SHARE = 8, 0.4  # bytes of the weights in memory and in cache, in those of the last level
-MOST_BYTES = 1 << 28
+SHAPES_OF = {  # width, rows of q, k and v, width of the MLP
+    "memory": (2048, 2560, 5632), "memory, long rows": (4096, 1024, 5632), "cache": (384, 640, 1024)}
+CACHES, SHARE = 4, 0.4  # bytes of the weights in memory and in cache, in those of the last level
+MOST_BYTES = 1 << 27
+PROBE_BYTES, PROBES = 1 << 27, 3  # of memory, before and after a product
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 64, 16
 BEFORE, NEW = 256, 256  # tokens of the prompt that attention is measured on
 READERS, KEYS = 8, 512  # rows that decode, and what each of them sees
@@ -42,26 +45,44 @@ ROWS, ANSWER, CHUNK = 16, 24, 32
 LEAST_S = 1e-8
 
 
-def measure(threads: int, seconds: float = 0.12) -> dict[str, float]:
-    """Things a second; nothing where the CPU kernels cannot be had. Each probe runs for about `seconds`."""
+def measure(threads: int, bandwidth: float, seconds: float = 0.1) -> dict[str, float]:
+    """Things a second while memory gives `bandwidth` bytes a second; nothing where the CPU kernels cannot be had. Each
+    probe runs for about `seconds`."""
     if "cpu" not in available():
         return {}
     kernels = backend("cpu", threads)
-    return {**dict(_products(kernels, seconds)), speeds.ATTENTION: _attention(kernels, seconds),
+    return {**dict(_products(kernels, bandwidth, seconds)), speeds.ATTENTION: _attention(kernels, seconds),
             speeds.KEYS: _keys(kernels, seconds), speeds.STREAM: _stream(kernels, seconds), **_overheads(threads)}
 
 
-def _products(kernels: Backend, seconds: float) -> Iterator[tuple[str, float]]:
-    cache = this_machine().cache_bytes
-    for form in FORMS:
-        for shape, nbytes in ((LARGE, min(MOST_BYTES, CACHES * cache)), (SMALL, SHARE * cache)):
-            elements = shape[0] * (shape[1] + shape[0] + 3 * shape[2])
-            count = max(1, round(nbytes / (speeds.BYTES[form] * elements)))
-            first = _layer(kernels, form, *shape)
-            layers = [first, *([copy(matrix) for matrix in first] for _ in range(count - 1))]
-            for tokens in speeds.TOKENS:
-                took_s = _median(kernels, _pass(kernels, layers, tokens, form), seconds)
-                yield speeds.product_name(form, tokens, shape == SMALL), 2 * tokens * count * elements / took_s
+def _products(kernels: Backend, bandwidth: float, seconds: float) -> Iterator[tuple[str, float]]:
+    cache, memory = this_machine().cache_bytes, np.ones(PROBE_BYTES // 4, np.float32)
+    for form, place in product(FORMS, speeds.PLACES):
+        shape, nbytes = SHAPES_OF[place], SHARE * cache if place == "cache" else min(MOST_BYTES, CACHES * cache)
+        elements = shape[0] * (shape[1] + shape[0] + 3 * shape[2])
+        count = max(1, round(nbytes / (speeds.BYTES[form] * elements)))
+        first = _layer(kernels, form, *shape)
+        layers = [first, *([copy(matrix) for matrix in first] for _ in range(count - 1))]
+        for tokens in speeds.TOKENS:
+            run = _pass(kernels, layers, tokens, form)
+            if place == "cache":
+                took_s = _median(kernels, run, seconds)
+            else:
+                before = _bandwidth(kernels, memory)
+                took_s = _median(kernels, run, seconds)
+                then = (before + _bandwidth(kernels, memory)) / 2
+                took_s = speeds.at_bandwidth(took_s, count * elements * speeds.BYTES[form], then, bandwidth)
+            yield speeds.product_name(form, tokens, place), 2 * tokens * count * elements / took_s
+
+
+def _bandwidth(kernels: Backend, memory: np.ndarray[Any, Any]) -> float:
+    """Bytes a second that reading allows just now."""
+    times = []
+    for _ in range(PROBES):
+        began = time.perf_counter()
+        kernels.device.kernels.read(memory)
+        times.append(time.perf_counter() - began)
+    return memory.nbytes / min(times)
 
 
 def _layer(kernels: Backend, form: str, width: int, qkv: int, ff: int) -> list[Any]:
@@ -183,11 +204,10 @@ def _prompt_s(engine: Engine) -> float:
 
 
 def _median(kernels: Backend, run: Callable[[], Any], seconds: float) -> float:
-    """Seconds of a pass without Python: recorded, replayed until the time is up."""
+    """Seconds of a pass without Python: recorded, which is the first, and replayed until the time is up."""
     replay, times = kernels.device.capture(run), list[float]()
-    replay()
     end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
+    while len(times) < 2 or time.perf_counter() < end:
         began = time.perf_counter()
         replay()
         times.append(time.perf_counter() - began)

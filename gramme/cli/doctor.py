@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
 def _measure(machine: Hardware) -> Hardware:
     """Measured now, and kept for the plans to come."""
     others = Others()
-    remember(measure(machine.cores) | measure_speeds(machine.cores), f"{datetime.now():%Y-%m-%d %H:%M}")
+    rates = measure(machine.cores)
+    remember(rates | measure_speeds(machine.cores, rates["bandwidth"]), f"{datetime.now():%Y-%m-%d %H:%M}")
     if others.disturb(machine.cores):
         print(f"gramme: others took {others.cores():.1f} cores meanwhile: measure again when this machine is quiet",
               file=sys.stderr)
@@ -61,9 +62,9 @@ def _speeds(rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Of our CPU kernels, where they were measured."""
     if speeds.STEP not in rates:
         return
-    for form, cached in product(speeds.BYTES, (False, True)):
-        each = ", ".join(f"{rates[speeds.product_name(form, n, cached)] / 1e9:.0f}" for n in speeds.TOKENS)
-        yield form + (" in cache" if cached else ""), f"{each} G operations/s"
+    for form, place in product(speeds.BYTES, speeds.PLACES):
+        each = ", ".join(f"{rates[speeds.product_name(form, n, place)] / 1e9:.0f}" for n in speeds.TOKENS)
+        yield f"{form} from {place}", f"{each} G operations/s"
     yield "of tokens", ", ".join(map(str, speeds.TOKENS))
     yield speeds.ATTENTION, f"{rates[speeds.ATTENTION] / 1e9:.0f} G operations/s"
     yield speeds.KEYS, f"{rates[speeds.KEYS] / 1e9:.1f} G elements/s"

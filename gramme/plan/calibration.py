@@ -5,7 +5,7 @@ from typing import Any
 from gramme.plan.hardware import Hardware, cache_directory, read_json, write_json
 from gramme.plan.roofline import Factor
 
-VERSION = 1  # of the cost model and this file: older records say nothing about newer predictions
+VERSION = 2  # of the cost model and this file: older records say nothing about newer predictions
 KEPT = 200
 RECENT = 15
 ALIKE = 4.0  # records count for models whose weights are within this factor

@@ -16,7 +16,7 @@ from gramme.config import ConfigError
 from gramme.plan.gpus import GPU, Ceiling
 from gramme.plan.limits import last_level_cache_bytes, memory_bytes, threads
 
-VERSION = 2  # of the file of measured rates
+VERSION = 3  # of the file of measured rates
 # Assumed where nothing was measured, for one core: what two-channel desktops with AVX2 have at least.
 CORE_BANDWIDTH, MOST_BANDWIDTH = 10e9, 40e9
 CORE_FLOAT32, CORE_INT8 = 40e9, 120e9

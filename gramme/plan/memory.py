@@ -58,7 +58,8 @@ def captured_bytes(m: ModelConfig, w: Weights, chunk: int, length: int, threads:
 def captured_inputs(rows: int, chunk: int, length: int, page_size: int) -> dict[str, int]:
     """Integers of each input of the largest step that is captured, likewise."""
     tokens = min(chunk, CAPTURED_TOKENS)
-    rows, width = min(tokens, rows), -(-length // CAPTURED_LENGTHS) * CAPTURED_LENGTHS // min(page_size, CAPTURED_LENGTHS)
+    rows, buckets = min(tokens, rows), -(-length // CAPTURED_LENGTHS)
+    width = buckets * CAPTURED_LENGTHS // min(page_size, CAPTURED_LENGTHS)
     return {"tokens": tokens, "positions": tokens, "slots": tokens, "starts": rows + 1, "lengths": rows,
             "pages": rows * width, "outputs": tokens}
 

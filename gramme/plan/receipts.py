@@ -76,7 +76,7 @@ def tariff(m: ModelConfig, w: cost.Weights, kv_dtype: str, s: Setup) -> Tariff:
 def _measured(m: ModelConfig, w: cost.Weights, kv_dtype: str, s: Setup) -> Tariff:
     """By the speeds of our kernels on this machine, along straight lines."""
     rates, layers, head = s.hardware.rates, cost.layer_elements(m), m.vocab_size * m.width
-    once_s, each_s = speeds.line(s.hardware, layers, w.layers)
+    once_s, each_s = speeds.line(s.hardware, cost.Product(layers, w.layers, 1, cost.layer_columns(m)))
     kv = m.kv_token_bytes(kv_dtype)
     return Tariff(
         step_s=layers * once_s + w.vectors / rates["bandwidth"] + roofline.host_s(s, "decode", ONE),

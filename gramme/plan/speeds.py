@@ -2,10 +2,12 @@
 
 Why products are measured at several numbers of tokens: a strip of weights is multiplied by a tile of tokens while it
 comes from memory, so the first tile is hidden behind the reading; every further one reads the strip from a cache and
-adds its own time. How many tokens a tile has, and what is left over, depends on form and instruction set.
+adds its own time. How many tokens a tile has, and what is left over, depends on form and instruction set. Why on rows
+of two lengths: what is done once a row and its tile, beside reading it, weighs less the longer it is.
 """
 from collections.abc import Mapping
 from itertools import pairwise, product
+from math import log2
 
 from gramme.plan.cost import MOST_4_BITS, Product, Work
 from gramme.plan.hardware import Hardware
@@ -14,7 +16,12 @@ TOKENS = (1, 4, 8, 16, 32, 64, 512)  # of the products that are measured; from t
 BYTES = {"int4": 0.5625, "int8": 1.0625, "bfloat16": 2.0}  # of an element in the matrices that are measured
 MOST_BYTES = {"int4": MOST_4_BITS, "int8": 1.5}  # of an element, with its part of scales and zero points
 MASKED_KEYS = 64
-IN_CACHE = 0.75  # of the last level: weights of so many bytes stay there from step to step
+COLUMNS = {"memory": 3000.0, "memory, long rows": 4490.0}  # of the rows that are measured, on average over elements
+PLACES = (*COLUMNS, "cache")
+# Of the last level: up to the first part, what a step reads stays there for the next; from the second on, nothing does.
+# A cache drops what was not read for longest, and of a step's data that is what comes next. Between the two lies what
+# others, and addresses that meet in one set, take of it.
+IN_CACHE, OUT_OF_CACHE = 0.75, 1.0
 
 # Names of rates, all of them things a second: operations of a prompt's attention, elements of keys and values that
 # tokens read, elements of the residual stream through all that stands between a layer's products, steps, rows of a
@@ -23,12 +30,12 @@ ATTENTION, KEYS, STREAM, STEP, ROW = "attention", "keys", "stream", "step", "row
 LAYER, CALLED_LAYER, LAYER_ROW = "layer", "called layer", "layer row"
 
 
-def product_name(form: str, tokens: int, cached: bool) -> str:
-    """Of a rate in operations a second."""
-    return f"{form} x{tokens}" + (" cached" if cached else "")
+def product_name(form: str, tokens: int, place: str) -> str:
+    """Of a rate in operations a second, on weights that come from there."""
+    return f"{form} x{tokens} from {place}"
 
 
-NAMES = frozenset(product_name(*key) for key in product(BYTES, TOKENS, (False, True))) | {
+NAMES = frozenset(product_name(*key) for key in product(BYTES, TOKENS, PLACES)) | {
     ATTENTION, KEYS, STREAM, STEP, ROW, LAYER, CALLED_LAYER, LAYER_ROW}
 
 
@@ -45,21 +52,28 @@ def form(elements: float, nbytes: float) -> str:
 def work_s(work: Work, hardware: Hardware) -> float:
     """Seconds of bytes and operations."""
     rates = hardware.rates
-    cached = sum(p.nbytes for p in work.products) <= IN_CACHE * hardware.cache_bytes
-    products = sum(_product_s(p, cached, rates) for p in work.products)
+    places = _places(sum(p.nbytes for p in work.products) + work.kv_bytes, hardware.cache_bytes)
+    products = sum(share * _product_s(p, place, rates) for p in work.products for place, share in places)
     # A tile of attention has room for several queries: a token's few cost as much as a prompt's many.
     attention = max(work.kv_elements / rates[KEYS], (work.attention_ops + masked_ops(work)) / rates[ATTENTION])
     return products + work.other_bytes / rates["bandwidth"] + attention + work.stream / rates[STREAM]
 
 
-def line(hardware: Hardware, elements: float, nbytes: float) -> tuple[float, float]:
+def line(hardware: Hardware, weights: Product) -> tuple[float, float]:
     """Seconds of one of so many elements of weights, once a step and for each token: the straight line through what was
     measured at the fewest and the most tokens."""
-    name, cached = form(elements, nbytes), nbytes <= IN_CACHE * hardware.cache_bytes
     least, most = TOKENS[0], TOKENS[-1]
-    a, b = (2 * n / hardware.rates[product_name(name, n, cached)] for n in (least, most))
+    a, b = (sum(share * _product_s(weights._replace(tokens=n), place, hardware.rates) / weights.elements
+                for place, share in _places(weights.nbytes, hardware.cache_bytes)) for n in (least, most))
     each = (b - a) / (most - least)
     return a - each * least, each
+
+
+def at_bandwidth(seconds: float, nbytes: float, then: float, now: float) -> float:
+    """Of a product that took `seconds` while memory gave `then` bytes a second, were it to give `now`: what reading its
+    weights took goes with memory, the rest stays."""
+    reading_s = min(seconds, nbytes / then)
+    return seconds - reading_s + reading_s * then / now
 
 
 def masked_ops(work: Work) -> float:
@@ -73,10 +87,17 @@ def host_s(rows: int, layers: int, called: bool, rates: Mapping[str, float]) -> 
     return 1 / rates[STEP] + rows / rates[ROW] + layers * each
 
 
-def _product_s(p: Product, cached: bool, rates: Mapping[str, float]) -> float:
-    """Between the measured numbers of tokens on straight lines."""
+def _places(nbytes: float, cache_bytes: int) -> list[tuple[str, float]]:
+    """Where the weights of a step that reads so many bytes come from, and which part of them."""
+    room = IN_CACHE * cache_bytes, OUT_OF_CACHE * cache_bytes
+    outside = min(1.0, max(0.0, (nbytes - room[0]) / (room[1] - room[0]))) if cache_bytes else 1.0
+    return [(place, share) for place, share in (("memory", outside), ("cache", 1 - outside)) if share]
+
+
+def _product_s(p: Product, place: str, rates: Mapping[str, float]) -> float:
+    """Between the measured numbers of tokens, and lengths of rows, on straight lines."""
     name = form(p.elements, p.nbytes)
-    each = {n: 2 * n / rates[product_name(name, n, cached)] for n in TOKENS}  # seconds of an element
+    each = {n: _element_s(p, name, n, place, rates) for n in TOKENS}
     if p.tokens >= TOKENS[-1]:
         seconds = each[TOKENS[-1]] * p.tokens / TOKENS[-1]
     else:
@@ -84,3 +105,12 @@ def _product_s(p: Product, cached: bool, rates: Mapping[str, float]) -> float:
         seconds = each[a] + (each[b] - each[a]) * (p.tokens - a) / (b - a)
     more_bytes = p.nbytes - BYTES[name] * p.elements  # groups of another size, zero points
     return seconds * p.elements + more_bytes * each[1] / BYTES[name]
+
+
+def _element_s(p: Product, form: str, tokens: int, place: str, rates: Mapping[str, float]) -> float:
+    """Seconds of an element of weights for so many tokens, of which the speed was measured."""
+    if place not in COLUMNS:
+        return 2 * tokens / rates[product_name(form, tokens, place)]
+    (few, a), (many, b) = ((log2(n), 2 * tokens / rates[product_name(form, tokens, rows)])
+                           for rows, n in COLUMNS.items())
+    return a + (b - a) * min(1.0, max(0.0, (log2(p.columns) - few) / (many - few)))

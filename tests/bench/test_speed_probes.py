@@ -11,13 +11,14 @@ from gramme.plan import speeds
 @pytest.mark.skipif("cpu" not in available(), reason="the CPU kernels are not built")
 def test_every_speed_is_measured(monkeypatch):
     monkeypatch.setattr(probes, "MOST_BYTES", 1 << 16)
-    monkeypatch.setattr(probes, "LARGE", (96, 160, 256))
+    monkeypatch.setattr(probes, "PROBE_BYTES", 1 << 16)
+    monkeypatch.setattr(probes, "SHAPES_OF", dict.fromkeys(speeds.PLACES, (96, 160, 256)))
     monkeypatch.setattr(probes, "KEYS", 64)
-    found = probes.measure(1, seconds=0.0)
+    found = probes.measure(1, 1e10, seconds=0.0)
     assert found.keys() == speeds.NAMES
     assert all(rate > 0 and math.isfinite(rate) for rate in found.values())
 
 
 def test_without_kernels_there_is_nothing_to_measure(monkeypatch):
     monkeypatch.setattr(probes, "available", lambda: ("reference",))
-    assert probes.measure(1) == {}
+    assert probes.measure(1, 1e10) == {}

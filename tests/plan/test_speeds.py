@@ -28,8 +28,9 @@ def seconds(tokens, hardware=MACHINE, dtype="int4"):
     return speeds.work_s(work, hardware) - speeds.work_s(others, hardware)
 
 
-def with_products(form, rate, cached=False):
-    return replace(MACHINE, rates=RATES | {speeds.product_name(form, n, cached): rate(n) for n in speeds.TOKENS})
+def with_products(form, rate, places=tuple(speeds.COLUMNS)):
+    return replace(MACHINE, rates=RATES | {speeds.product_name(form, n, place): rate(n)
+                                           for n in speeds.TOKENS for place in places})
 
 
 @pytest.mark.parametrize("dtype", ["int4", "int8", "bfloat16", "float16"])
@@ -51,6 +52,36 @@ def test_few_weights_stay_in_the_cache():
     assert speeds.work_s(work, slow) < 0.001 < speeds.work_s(work, replace(slow, cache_bytes=0))
 
 
+def test_keys_and_values_drive_weights_out_of_the_cache():
+    """Read again and again, what is a little larger than a cache finds nothing there."""
+    tiny, slow = SHAPES["tiny"], with_products("int8", lambda n: 1e9)
+    w = cost.weights(tiny, "int8")
+
+    def product_s(share):
+        work = cost.decode(tiny, w, "float16", [64])
+        weights = sum(p.nbytes for p in work.products)
+        work = replace(work, kv_bytes=share * slow.cache_bytes - weights)
+        return speeds.work_s(work, slow) - speeds.work_s(replace(work, products=()), slow)
+
+    near, middle, far, beyond = map(product_s, (0.7, 0.875, 1.1, 3.0))
+    assert near < 0.01 * far and middle == pytest.approx(far / 2, rel=0.01) and far == beyond
+
+
+@pytest.mark.parametrize("width, share", [(2048, 0), (4096, 1), (1024, 0), (8192, 1), (2900, 0.5)])
+def test_weights_with_long_rows_are_read_as_long_rows_are(width, share):
+    long = with_products("int4", lambda n: 2e12 * n, ["memory, long rows"])
+    m = replace(M, width=width, ff_width=11 * width // 4, heads=width // 64)
+    head = cost.Product(1e9, 0.5625e9, 1, {2900: (3000 * 4490) ** 0.5}.get(width, cost.layer_columns(m)))
+    rest = cost.Work(products=(head,))
+    short_s, long_s = 2 / RATES[speeds.product_name("int4", 1, "memory")], 1e-12
+    assert speeds.work_s(rest, long) / 1e9 == pytest.approx(short_s + share * (long_s - short_s), rel=0.01)
+
+
+def test_a_product_is_noted_for_another_speed_of_memory_by_what_it_reads():
+    assert speeds.at_bandwidth(3.0, 10e9, 10e9, 20e9) == pytest.approx(2.5)  # 1 s of reading takes half
+    assert speeds.at_bandwidth(0.5, 10e9, 10e9, 20e9) == pytest.approx(0.25)  # faster than memory was probed
+
+
 def test_a_prompt_is_called_layer_by_layer_and_decoding_is_replayed():
     work = cost.step(M, cost.weights(M, "int4"), "float16", [(0, 32)], 1)
     prompt, decode = (roofline.seconds(work, setup(), phase).seconds for phase in ("prefill", "decode"))
@@ -67,7 +98,7 @@ def test_tokens_read_keys_and_prompts_multiply():
 
 def test_a_record_with_a_gap_is_none():
     assert setup().measured
-    for name in (speeds.ROW, speeds.product_name("int8", 16, True)):
+    for name in (speeds.ROW, speeds.product_name("int8", 16, "cache")):
         gap = replace(MACHINE, rates={k: v for k, v in RATES.items() if k != name})
         assert not setup(gap).measured and roofline.seconds(cost.decode(
             M, cost.weights(M, "int4"), "float16", [64]), setup(gap), "decode").seconds > 0
