@@ -8,9 +8,9 @@ A point is pp<prompt tokens> (time to the first token), tg<rows>@<context> (time
 of so many sequences) or memory. Each pair probes memory and arithmetic, then measures once; "unscaled" is what a plan
 says from the record of `gramme doctor --measure`, "rescaled" the same with the record's speeds divided by how much
 slower or faster memory and arithmetic just were. Nothing is calibrated. Pairs are saved as they come and added to
-those that are there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights are random and every layer is a copy of the first, with
-memory of its own. Before tokens are timed, prompts run through the first layer only: what stands in the other layers'
-pages does not change how long reading it takes.
+those that are there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights
+are random and every layer is a copy of the first, with memory of its own. Before tokens are timed, prompts run through
+the first layer only: what stands in the other layers' pages does not change how long reading it takes.
 """
 import argparse
 import itertools
@@ -117,30 +117,35 @@ def fullest(engine, before):
     return int(peak.split()[1]) * 1024 - before
 
 
-def probe(kernels, dtype):
-    """Bytes/s and operations/s that the machine allows just now, by the planner's names."""
-    from gramme.bench.ceilings import multiply_float32, multiply_int8, read_bandwidth
+class Probe:
+    """What the machine allows just now. Its arrays stay: memory that is taken and given back each time costs the system
+    work that goes on beside the steps measured next."""
 
-    threads = kernels.device.kernels.pool.threads
-    return {"bandwidth": read_bandwidth(threads, seconds=PROBE_S)} | (
-        {"int8": multiply_int8(kernels, PROBE_S)} if dtype not in ("bfloat16", "float16", "float32")
-        else {"float32": multiply_float32(kernels, PROBE_S)})
+    def __init__(self, kernels, dtype):
+        from gramme.bench.ceilings import multiplying_float32, multiplying_int8, reading
+
+        floats = dtype in ("bfloat16", "float16", "float32")
+        self.works = {"bandwidth": reading(kernels), **(
+            {"float32": multiplying_float32(kernels)} if floats else {"int8": multiplying_int8(kernels)})}
+
+    def rates(self):
+        """Bytes/s and operations/s, by the planner's names."""
+        return {name: work.rate(PROBE_S) for name, work in self.works.items()}
 
 
 def rescaled(hardware, probed):
-    """The machine with the speeds of its record brought to what it allows just now. Of a product's time, what its bytes
-    take goes with memory, the rest with arithmetic, like all that is neither."""
+    """The machine with the speeds of its record brought to what it allows just now: products as `speeds.rescaled` says,
+    all that is none goes with arithmetic."""
     from gramme.plan import speeds
 
     old = hardware.rates
-    memory = probed["bandwidth"] / old["bandwidth"]
     arithmetic = next(rate / old[name] for name, rate in probed.items() if name != "bandwidth")
     rates = {name: rate * arithmetic for name, rate in old.items()} | {"bandwidth": probed["bandwidth"]}
     for form, tokens, place in itertools.product(speeds.BYTES, speeds.TOKENS, speeds.COLUMNS):
-        name = speeds.product_name(form, tokens, place)
-        whole_s = 2 * tokens / old[name]
-        memory_s = min(whole_s, speeds.BYTES[form] / old["bandwidth"])
-        rates[name] = 2 * tokens / (memory_s / memory + (whole_s - memory_s) / arithmetic)
+        name, cached = (speeds.product_name(form, tokens, where) for where in (place, "cache"))
+        then, now = ((speeds.BYTES[form] / bandwidth, 2 * tokens / known[cached])
+                     for bandwidth, known in ((old["bandwidth"], old), (probed["bandwidth"], rates)))
+        rates[name] = 2 * tokens / speeds.rescaled(2 * tokens / old[name], then, now)
     return replace(hardware, rates=rates)
 
 
@@ -255,6 +260,7 @@ def run(args):
         save("memory", {"predicted_bytes": ledger.total, "measured_bytes": most, "error": most / ledger.total - 1})
         print(f"{name} memory: predicted {ledger.total / 1e6:.1f} MB, measured {most / 1e6:.1f} "
               f"({most / ledger.total - 1:+.1%})", flush=True)
+    probe = Probe(engine.runner.backend, args.dtype) if timed else None
     for point, (kind, rows, tokens) in timed.items():
         known = entries().get(name, {}).get("points", {}).get(point, {})
         pairs = known["pairs"] if known.get("record") == hardware.source else []
@@ -262,7 +268,7 @@ def run(args):
             continue
         subject = Prompts(engine, tokens, len(pairs)) if kind == "pp" else Tokens(engine, rows, tokens)
         while len(pairs) < args.pairs and time.monotonic() - begun_s < args.seconds:
-            probed = probe(engine.runner.backend, args.dtype)
+            probed = probe.rates()
             plain, then = subject.pair(hardware, rescaled(hardware, probed))
             pairs.append({"measured_s": plain.measured_s, "unscaled_s": plain.plain_s, "rescaled_s": then.plain_s,
                           "share": then.bottleneck.floor_s / then.measured_s, "bound": then.bottleneck.bound,

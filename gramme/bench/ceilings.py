@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,39 +29,57 @@ def measure(threads: int, seconds: float = 1.0, disk: bool = True) -> dict[str, 
     A GPU's own ceilings are its data sheet's, see plan/gpus.py; the way to it depends on the machine and is measured.
     """
     kernels, card = _kernels(threads), _load("cuda", threads)
-    rates = {"bandwidth": read_bandwidth(threads, seconds=seconds), "float32": multiply_float32(kernels, seconds)}
+    rates = {"bandwidth": reading(kernels).rate(seconds), "float32": multiplying_float32(kernels).rate(seconds)}
     if kernels is not None:
-        rates["int8"] = multiply_int8(kernels, seconds)
+        rates["int8"] = multiplying_int8(kernels).rate(seconds)
     if card is not None:
         rates["link"] = copy_to(card.device, seconds)
     return rates | ({"disk": read_file(Path(tempfile.gettempdir()))} if disk else {})
 
 
-def read_bandwidth(threads: int, nbytes: int = MEMORY_BYTES, seconds: float = 0.5) -> float:
-    """bytes/s at which all threads read `nbytes` of memory: our kernels', numpy's BLAS where they are not built."""
-    matrix, kernels = np.ones((nbytes // 16384, 4096), np.float32), _kernels(threads)
-    x = np.ones(4096, np.float32)
-    read = (lambda: matrix @ x) if kernels is None else (lambda: kernels.device.kernels.read(matrix))
-    return matrix.nbytes / _best(read, seconds)
+@dataclass(frozen=True)
+class Work:
+    """Something to run again and again, and the bytes or operations that it does each time."""
+
+    amount: float
+    run: Callable[[], object]
+
+    def rate(self, seconds: float) -> float:
+        """A second, of the fastest pass among as many as fit."""
+        return self.amount / _best(self.run, seconds)
+
+    def best(self, passes: int) -> float:
+        """The same of so many."""
+        return self.amount / min(_seconds(self.run) for _ in range(passes))
 
 
-def multiply_float32(kernels: Backend | None, seconds: float = 0.5) -> float:
-    """operations/s on a product that stays in cache: our kernels', numpy's BLAS where they are not built."""
+def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
+    """bytes/s at which all threads read memory."""
+    return reading(_kernels(threads)).rate(seconds)
+
+
+def reading(kernels: Backend | None) -> Work:
+    """Of memory by all threads: our kernels', numpy's BLAS where they are not built."""
+    matrix, x = np.ones((MEMORY_BYTES // 16384, 4096), np.float32), np.ones(4096, np.float32)
+    return Work(matrix.nbytes, (lambda: matrix @ x) if kernels is None else lambda: kernels.device.kernels.read(matrix))
+
+
+def multiplying_float32(kernels: Backend | None) -> Work:
+    """A product that stays in cache: our kernels', numpy's BLAS where they are not built."""
     a, b = np.ones((TOKENS, COLUMNS), np.float32), np.ones((ROWS // 2, COLUMNS), np.float32)
+    ops = 2 * TOKENS * COLUMNS * (ROWS // 2)
     if kernels is None:
-        best_s = _best(lambda: a @ b.T, seconds)
-    else:
-        w = kernels.pack(b.astype(storage_dtype("bfloat16")))
-        best_s = _best(lambda: kernels.ops.matmul(a, w, None), seconds)
-    return 2 * TOKENS * COLUMNS * (ROWS // 2) / best_s
+        return Work(ops, lambda: a @ b.T)
+    w = kernels.pack(b.astype(storage_dtype("bfloat16")))
+    return Work(ops, lambda: kernels.ops.matmul(a, w, None))
 
 
-def multiply_int8(kernels: Backend, seconds: float = 0.5) -> float:
-    """operations/s of our kernels, 4-bit weights by 8-bit activations, on a product that stays in cache."""
+def multiplying_int8(kernels: Backend) -> Work:
+    """Of our kernels, 4-bit weights by 8-bit activations, a product that stays in cache."""
     rng = np.random.default_rng(0)
     w = kernels.pack(round_to_nearest(rng.standard_normal((ROWS, COLUMNS), dtype=np.float32), 4, 128))
     x = kernels.ops.quantise(rng.standard_normal((TOKENS, COLUMNS), dtype=np.float32), "int8/128")
-    return 2 * TOKENS * ROWS * COLUMNS / _best(lambda: kernels.ops.matmul(x, w, None), seconds)
+    return Work(2 * TOKENS * ROWS * COLUMNS, lambda: kernels.ops.matmul(x, w, None))
 
 
 def copy_to(device: Device, seconds: float = 0.5) -> float:
@@ -111,7 +130,11 @@ def _best(run: Callable[[], object], seconds: float) -> float:
     run()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
-        began = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, _seconds(run))
     return best
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

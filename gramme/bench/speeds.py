@@ -6,7 +6,7 @@ the next, so it is measured beside each product, whose time is brought to the on
 What a step costs beyond its work is measured on models of almost nothing.
 """
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
 from statistics import median
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gramme.bench.ceilings import reading
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.grouped import Grouped
 from gramme.kernels.cpu.layout import copy
@@ -34,9 +35,10 @@ FORMS = ("int4", "int8", "bfloat16")
 GROUP = 32
 SHAPES_OF = {  # width, rows of q, k and v, width of the MLP
     "memory": (2048, 2560, 5632), "memory, long rows": (4096, 1024, 5632), "cache": (384, 640, 1024)}
-CACHES, SHARE = 4, 0.4  # bytes of the weights in memory and in cache, in those of the last level
-MOST_BYTES = 1 << 27
-PROBE_BYTES, PROBES = 1 << 27, 3  # of memory, before and after a product
+CACHES, SHARE = 8, 0.4  # bytes of the weights in memory and in cache, in those of the last level
+MOST_BYTES = 1 << 28
+PROBES = 3  # passes over memory before and after a product
+FEW = 64  # tokens: from so many on, a third of the weights takes long enough
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 64, 16
 BEFORE, NEW = 256, 256  # tokens of the prompt that attention is measured on
 READERS, KEYS = 8, 512  # rows that decode, and what each of them sees
@@ -51,12 +53,12 @@ def measure(threads: int, bandwidth: float, seconds: float = 0.1) -> dict[str, f
     if "cpu" not in available():
         return {}
     kernels = backend("cpu", threads)
-    return {**dict(_products(kernels, bandwidth, seconds)), speeds.ATTENTION: _attention(kernels, seconds),
+    return {**_products(kernels, bandwidth, seconds), speeds.ATTENTION: _attention(kernels, seconds),
             speeds.KEYS: _keys(kernels, seconds), speeds.STREAM: _stream(kernels, seconds), **_overheads(threads)}
 
 
-def _products(kernels: Backend, bandwidth: float, seconds: float) -> Iterator[tuple[str, float]]:
-    cache, memory = this_machine().cache_bytes, np.ones(PROBE_BYTES // 4, np.float32)
+def _products(kernels: Backend, bandwidth: float, seconds: float) -> dict[str, float]:
+    cache, memory, rates = this_machine().cache_bytes, reading(kernels), dict[str, float]()
     for form, place in product(FORMS, speeds.PLACES):
         shape, nbytes = SHAPES_OF[place], SHARE * cache if place == "cache" else min(MOST_BYTES, CACHES * cache)
         elements = shape[0] * (shape[1] + shape[0] + 3 * shape[2])
@@ -64,25 +66,16 @@ def _products(kernels: Backend, bandwidth: float, seconds: float) -> Iterator[tu
         first = _layer(kernels, form, *shape)
         layers = [first, *([copy(matrix) for matrix in first] for _ in range(count - 1))]
         for tokens in speeds.TOKENS:
-            run = _pass(kernels, layers, tokens, form)
-            if place == "cache":
-                took_s = _median(kernels, run, seconds)
-            else:
-                before = _bandwidth(kernels, memory)
-                took_s = _median(kernels, run, seconds)
-                then = (before + _bandwidth(kernels, memory)) / 2
-                took_s = speeds.at_bandwidth(took_s, count * elements * speeds.BYTES[form], then, bandwidth)
-            yield speeds.product_name(form, tokens, place), 2 * tokens * count * elements / took_s
-
-
-def _bandwidth(kernels: Backend, memory: np.ndarray[Any, Any]) -> float:
-    """Bytes a second that reading allows just now."""
-    times = []
-    for _ in range(PROBES):
-        began = time.perf_counter()
-        kernels.device.kernels.read(memory)
-        times.append(time.perf_counter() - began)
-    return memory.nbytes / min(times)
+            part = layers if tokens < FEW or place == "cache" else layers[: -(-count // 3)]
+            before = memory.best(PROBES)
+            element_s = _median(kernels, _pass(kernels, part, tokens, form), seconds) / (len(part) * elements)
+            if place != "cache":
+                then = (before + memory.best(PROBES)) / 2
+                reading_s, reading_now_s = (speeds.BYTES[form] / rate for rate in (then, bandwidth))
+                multiplying_s = 2 * tokens / rates[speeds.product_name(form, tokens, "cache")]
+                element_s = speeds.rescaled(element_s, (reading_s, multiplying_s), (reading_now_s, multiplying_s))
+            rates[speeds.product_name(form, tokens, place)] = 2 * tokens / element_s
+    return rates
 
 
 def _layer(kernels: Backend, form: str, width: int, qkv: int, ff: int) -> list[Any]:

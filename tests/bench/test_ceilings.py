@@ -42,7 +42,7 @@ def test_a_copy_is_whole_and_waited_for():
 
 def test_what_is_measured_is_dated_kept_and_used(monkeypatch, capsys):
     made = {"bandwidth": 12e9, "float32": 1e11, "int8": 2e11, "disk": 3e9, "link": 9e9}
-    monkeypatch.setattr("gramme.cli.doctor.measure_speeds", lambda cores: {})
+    monkeypatch.setattr("gramme.cli.doctor.measure_speeds", lambda cores, bandwidth: {})
     monkeypatch.setattr("gramme.cli.doctor.measure", lambda cores: made)
     assert run(["doctor", "--measure", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)["ceilings"]

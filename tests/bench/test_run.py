@@ -55,7 +55,7 @@ def test_what_was_disturbed_teaches_nothing(monkeypatch):
 
 
 def test_doctor_measures_and_plans_find_it(capsys, monkeypatch):
-    monkeypatch.setattr("gramme.cli.doctor.measure_speeds", lambda cores: {})
+    monkeypatch.setattr("gramme.cli.doctor.measure_speeds", lambda cores, bandwidth: {})
     monkeypatch.setattr("gramme.cli.doctor.measure", lambda cores: {"bandwidth": 2e10, "float32": 1e11, "int8": 3e11})
     assert "measured" in last_line(capsys, "doctor", "--measure", "--json")["ceilings"]["source"]
     assert this_machine().rate("bandwidth") == 2e10

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from gramme.bench import ceilings
 from gramme.bench import speeds as probes
 from gramme.kernels.present import available
 from gramme.plan import speeds
@@ -11,7 +12,7 @@ from gramme.plan import speeds
 @pytest.mark.skipif("cpu" not in available(), reason="the CPU kernels are not built")
 def test_every_speed_is_measured(monkeypatch):
     monkeypatch.setattr(probes, "MOST_BYTES", 1 << 16)
-    monkeypatch.setattr(probes, "PROBE_BYTES", 1 << 16)
+    monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 16)
     monkeypatch.setattr(probes, "SHAPES_OF", dict.fromkeys(speeds.PLACES, (96, 160, 256)))
     monkeypatch.setattr(probes, "KEYS", 64)
     found = probes.measure(1, 1e10, seconds=0.0)

@@ -77,9 +77,11 @@ def test_weights_with_long_rows_are_read_as_long_rows_are(width, share):
     assert speeds.work_s(rest, long) / 1e9 == pytest.approx(short_s + share * (long_s - short_s), rel=0.01)
 
 
-def test_a_product_is_noted_for_another_speed_of_memory_by_what_it_reads():
-    assert speeds.at_bandwidth(3.0, 10e9, 10e9, 20e9) == pytest.approx(2.5)  # 1 s of reading takes half
-    assert speeds.at_bandwidth(0.5, 10e9, 10e9, 20e9) == pytest.approx(0.25)  # faster than memory was probed
+def test_a_product_goes_with_memory_or_arithmetic_whichever_binds():
+    assert speeds.rescaled(3.0, (2.0, 0.0), (1.0, 0.0)) == pytest.approx(1.5)  # reading is all
+    assert speeds.rescaled(3.0, (0.1, 20.0), (0.05, 20.0)) == pytest.approx(3.0, rel=1e-3)
+    assert speeds.rescaled(3.0, (0.1, 20.0), (0.1, 10.0)) == pytest.approx(1.5, rel=1e-3)
+    assert speeds.rescaled(3.0, (2.0, 1.0), (2.0, 1.0)) == 3.0
 
 
 def test_a_prompt_is_called_layer_by_layer_and_decoding_is_replayed():
