@@ -31,10 +31,8 @@ FILE_TYPES = {4: 2, 8: 7}  # mostly Q4_0, mostly Q8_0
 
 def write_model(path: Path, text: Path, m: ModelConfig, defaults: GenerationDefaults, bits: int, source: Source
                 ) -> None:
-    """Raises ConfigError for what GGUF's readers would silently get wrong."""
+    """What `check` accepts."""
     arch = ARCHITECTURES[m.family]
-    if len(set(m.windows)) > 1:
-        raise ConfigError("GGUF has no windows on some layers only for this architecture; use another format")
     metadata = _model(m, arch, bits) | _sampling(defaults) | tokenizer_metadata(load_tokenizer(text), m)
     if (template := find_template(text)) is not None:
         metadata["tokenizer.chat_template"] = template
@@ -43,6 +41,16 @@ def write_model(path: Path, text: Path, m: ModelConfig, defaults: GenerationDefa
     if m.rope.kind == "llama3":
         tensors["rope_freqs.weight"] = lambda: _divisors(m)
     write_gguf(path, metadata, tensors)
+
+
+def check(tokenizer: Tokenizer, m: ModelConfig) -> None:
+    """Raises ConfigError for what GGUF cannot say, or its readers would silently get wrong."""
+    if len(set(m.windows)) > 1:
+        raise ConfigError("GGUF has no windows on some layers only for this architecture; use another format")
+    kind = json.loads(tokenizer.to_json())["model"]["type"]
+    if kind != "BPE":
+        raise ConfigError(f"GGUF is written with BPE tokenizers only, this model has {kind}; use another format")
+    _scaling(m, "")
 
 
 def interleave(a: np.ndarray | Grouped, heads: int) -> np.ndarray | Grouped:

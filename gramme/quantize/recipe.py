@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch
 
 from gramme.config import ConfigError, ModelConfig
+from gramme.formats.schemes import LEAST_GROUP
 from gramme.quantize.grid import Grid
 
 METHODS = ("rtn", "gptq", "awq")
@@ -28,8 +29,8 @@ class Recipe:
             raise ConfigError("--format awq holds 4 bits only; use compressed-tensors, gptq or gguf for 8")
         if self.format == "gguf" and self.group != GGUF_GROUP:
             raise ConfigError(f"--format gguf (Q4_0, Q8_0) has groups of {GGUF_GROUP}, not {self.group}")
-        if self.group < 1 or self.group % 8:
-            raise ConfigError(f"--group must be a positive multiple of 8, not {self.group}")
+        if self.group < 1 or self.group % LEAST_GROUP:
+            raise ConfigError(f"--group must be a positive multiple of {LEAST_GROUP}, not {self.group}")
         for columns in {columns for _, columns, _ in m.matrices()[1:]}:
             if columns % self.group:
                 raise ConfigError(f"a matrix of this model has {columns} columns, no multiple of --group {self.group}")

@@ -13,10 +13,11 @@ from gramme.formats.store import resolve
 from gramme.models.open import EMBEDDED
 from gramme.plan.hardware import this_machine
 from gramme.plan.units import gb, minutes
-from gramme.quantize import device
+from gramme.quantize import device, gguf
 from gramme.quantize.card import card, lost_shares, table
 from gramme.quantize.export import eight_bit_layers, save
 from gramme.quantize.gate import candidate, failures, judge, keep_worst, reference, solved_source
+from gramme.quantize.hf import hf_config
 from gramme.quantize.limits import Limits
 from gramme.quantize.plan import Need, need, speed
 from gramme.quantize.run import Progress, Task, calibration_windows, solve
@@ -95,9 +96,19 @@ def _check(task: Task, wish: Wish) -> None:
     if wish.keep_worst and any(r.format == "awq" or r.bits == 8 for r in task.recipes.values()):
         raise ConfigError("--keep-worst keeps layers at 8 bits: it needs --bits 4 and a format that mixes them, "
                           "compressed-tensors, gptq or gguf")
+    _check_formats(task)
     for out in wish.outs.values():
         if out.exists() and not wish.work.exists():
             raise ConfigError(f"{out} exists; name another place or remove it")
+
+
+def _check_formats(task: Task) -> None:
+    """What a format has no words for is refused now, not when hours were spent."""
+    formats, directory = {r.format for r in task.recipes.values()}, _directory(task.model)
+    if "gguf" in formats:
+        gguf.check(load_tokenizer(task.opened.text), task.config)
+    if formats - {"gguf"} and (directory is None or not (directory / "config.json").exists()):
+        hf_config(task.config)
 
 
 def _plan(task: Task, wish: Wish, tokens: int, say: Callable[[str], None]) -> Need:

@@ -130,7 +130,10 @@ def _from_directory(directory: Path) -> Tokenizer:
         raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes")
     inner, names = _read(path)
     names |= _config(directory)
-    return Tokenizer(inner, *(_token_id(inner, names.get(key)) for key in ("bos_token", "eos_token")))
+    try:
+        return Tokenizer(inner, *(_token_id(inner, names.get(key)) for key in ("bos_token", "eos_token")))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

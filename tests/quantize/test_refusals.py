@@ -1,15 +1,24 @@
 """What cannot be quantised, and where nothing can be written, is said in one line; what was there stays as it was."""
 import errno
+import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from small import MODEL  # noqa: E402
+from tokenizers import Tokenizer, models  # noqa: E402
+
 from gramme.cli.main import run as gramme  # noqa: E402
+from gramme.config import ConfigError, Rope  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
+from gramme.models.open import EMBEDDED  # noqa: E402
+from gramme.quantize import gguf  # noqa: E402
+from gramme.text.tokenizer import load_tokenizer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +59,35 @@ def test_a_value_that_is_not_finite_is_named(changed, small_model, quantise, nam
     a.flat[1] = np.inf
     code, said, out = quantise("--method", method, model=changed(**{name: a}))
     assert code == 2 and said.splitlines()[-1].endswith(f"{ours} is not finite everywhere") and not out.exists()
+
+
+def test_a_tokenizer_that_gguf_cannot_say_is_refused_before_any_work(changed, quantise, tmp_path):
+    directory = changed()
+    pieces = [("<unk>", 0.0), *((chr(c), -float(i + 1)) for i, c in enumerate(range(32, 127)))]
+    Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False)).save(str(directory / "tokenizer.json"))
+    code, said, _ = quantise("--format", "compressed-tensors,gguf", model=directory)
+    assert code == 2 and "BPE tokenizers only, this model has Unigram" in said and said.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+    assert quantise("--layers", "1", model=directory)[0] == 0
+
+
+def test_what_gguf_has_no_words_for():
+    tokenizer = load_tokenizer(EMBEDDED)
+    gguf.check(tokenizer, MODEL)
+    gguf.check(tokenizer, replace(MODEL, windows=(32,) * 3))
+    for m in (replace(MODEL, windows=(None, 32, 32)),
+              replace(MODEL, rope=Rope(kind="yarn", factor=4.0, original_positions=32, mscale=1.0))):
+        with pytest.raises(ConfigError, match="GGUF has no"):
+            gguf.check(tokenizer, m)
+
+
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq", "awq"])
+def test_whatever_group_is_written_the_engine_runs(quantise, capsys, form, group):
+    code, said, out = quantise("--method", "rtn", "--format", form, "--group", str(group))
+    assert code == 0, said
+    assert gramme(["run", str(out), "-p", "a", "-n", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize("flag", ["--calibration", "--calibration-text", "--check-text"])

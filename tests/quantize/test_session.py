@@ -253,7 +253,7 @@ def test_layers_measures_and_saves_nothing(quantise, tmp_path):
 
 @pytest.mark.parametrize("flags, named", [
     (["--bits", "5"], "--bits must be 4 or 8"), (["--bits", "0"], "--bits"), (["--bits", "64"], "--bits"),
-    (["--group", "48"], "64 columns"), (["--group", "0"], "--group"), (["--group", "7"], "multiple of 8"),
+    (["--group", "48"], "64 columns"), (["--group", "0"], "--group"), (["--group", "8"], "multiple of 16"),
     (["--format", "awq", "--bits", "8"], "4 bits only"), (["--format", "gguf", "--group", "64"], "groups of 32"),
     (["--format", "onnx"], "'onnx' is not written"), (["--languages", "de"], "fr, en"), (["--window", "500"], "128"),
     (["--tokens", "5"], "--tokens"), (["--keep-worst", "4"], "from 0 to 3"), (["--layers", "0"], "from 1 to 3"),
