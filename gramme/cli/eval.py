@@ -12,7 +12,7 @@ from gramme.cli.options import EvalOptions
 from gramme.cli.progress import Bar
 from gramme.config import ConfigError, EngineConfig
 from gramme.evals import texts
-from gramme.evals.scores import compare, noise_floor, score, windows
+from gramme.evals.scores import Window, compare, noise_floor, score, windows
 from gramme.evals.subject import Subject, load
 from gramme.evals.summary import Figure, loss, quality
 from gramme.models.open import open_model
@@ -24,10 +24,11 @@ def main(args: argparse.Namespace) -> None:
     engine, asked = settle(args, EngineConfig), settle(args, EvalOptions)
     if args.measure not in ("ppl", "kl"):
         return eval_answers.report(args.measure, engine, asked)
-    window = asked.window or min(WINDOW, open_model(engine).config.max_positions)
+    window = min(WINDOW, open_model(engine).config.max_positions) if asked.window is None else asked.window
     model = load(engine, window)
     named = texts.read(asked.text) if asked.text else texts.shipped("held-out")
-    record: dict[str, Any] = {"model": model.name, "window": window, "stride": asked.stride or window}
+    stride = window if asked.stride is None else asked.stride
+    record: dict[str, Any] = {"model": model.name, "window": window, "stride": stride}
     if args.measure == "kl":
         reference = load(_reference(engine, asked.reference), window, exact=True)
         record["reference"] = reference.name
@@ -43,7 +44,7 @@ def _reference(engine: EngineConfig, name: str | None) -> EngineConfig:
 
 
 def _quality(model: Subject, text: str, name: str, record: dict[str, Any]) -> dict[str, Any]:
-    cut = windows(model.tokenizer.encode(text), record["window"], record["stride"])
+    cut = _cut(model.tokenizer.encode(text), name, record)
     return asdict(quality(score(model, cut, Bar(name))))
 
 
@@ -52,8 +53,15 @@ def _loss(reference: Subject, model: Subject, text: str, name: str, record: dict
     if ids != model.tokenizer.encode(text) or reference.config.vocab_size != model.config.vocab_size:
         raise ConfigError("KL compares two distributions over one vocabulary: these models cut the text differently; "
                           "compare their bits per byte: gramme eval ppl")
-    cut = windows(ids, record["window"], record["stride"])
+    cut = _cut(ids, name, record)
     return asdict(loss(compare(reference, model, cut, Bar(name)))) | {"kl_noise_floor": noise_floor(reference, cut)}
+
+
+def _cut(ids: Sequence[int], name: str, record: dict[str, Any]) -> list[Window]:
+    try:
+        return windows(ids, record["window"], record["stride"])
+    except ConfigError as error:
+        raise ConfigError(f"text {name!r:.60}: {error}") from None
 
 
 def _print(record: dict[str, Any], as_json: bool) -> None:

@@ -68,6 +68,7 @@ def load(engine: EngineConfig, window: int, exact: bool = False) -> Subject:
     if not 2 <= window <= m.max_positions:
         raise ConfigError(f"a window must have from 2 to {m.max_positions} tokens, the model's context, not {window}")
     source, dtype = (as_floats(opened.source), "float32") if exact else (opened.source, dtype)
+    opened.check_all_used()
     decoder = build(m, source, kernels, dtype, window, streamed=True)
     return Subject(opened.name, m, load_tokenizer(opened.text), decoder, kernels.device)
 

@@ -24,7 +24,7 @@ LOGIT_ARRAYS = 6  # of LOGIT_ROWS in float64, while two models' distributions ar
 class Need:
     memory_bytes: int  # of the host
     gpu_bytes: int  # of the GPU; 0 where there is none
-    disk_bytes: int
+    disk_bytes: int  # of solved layers and results
     flops: float
     seconds: float
 
@@ -52,6 +52,7 @@ def need(m: ModelConfig, recipes: list[Recipe], tokens: int, flops_per_s: float,
     codes = int(layer_bytes / 4 * 1.3) * len(recipes)
     host = 2 * max(embed, layer_bytes) + codes + 8 * tokens * m.width + 8 * LOGIT_ARRAYS * LOGIT_ROWS * m.vocab_size
     disk = int(m.layers * layer_bytes / 4 * 1.3 * len(recipes)) + 8 * tokens * m.width
+    disk += sum(_result_bytes(m, m.layers * layer_bytes // 4, r) for r in recipes)
     flops = m.layers * (_forward(matrices, tokens) + sum(_solving(matrices, r) for r in recipes))
     flops += _judging(m, sum(rows * columns for rows, columns in matrices), len(recipes), check_tokens, harms)
     seconds = flops / flops_per_s
@@ -72,6 +73,12 @@ def speed(device: str = "cpu") -> float:
         wait(device)
         best = min(best, time.perf_counter() - began)
     return 2 * PROBE**3 / best
+
+
+def _result_bytes(m: ModelConfig, weights: int, r: Recipe) -> int:
+    """The files of a result: codes with a scale and perhaps a zero point for each group, the embedding, the head."""
+    ends = m.vocab_size * m.width * (1 if m.tied_embeddings else 2)
+    return int(weights * (r.bits / 8 + 3 / r.group)) + ends * (4 if m.dtype == "float32" else 2)
 
 
 def _judging_bytes(m: ModelConfig, recipes: list[Recipe], layer_bytes: int, tokens: int, harms: bool) -> int:

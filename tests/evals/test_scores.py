@@ -13,8 +13,9 @@ from gramme.evals import scores, subject, texts
 from gramme.evals.scores import Scores, compare, compared, noise_floor, score, windows
 from gramme.evals.subject import Reference, chosen, load
 from gramme.evals.summary import loss, quality
+from gramme.formats.safetensors import SafetensorsFile, write_safetensors
 from gramme.kernels.present import available
-from gramme.models.open import open_model
+from gramme.models.open import EMBEDDED, open_model
 from gramme.quant.weights import Dense, Integers
 
 TEXT = texts.shipped("held-out")["fr"][:1500]
@@ -153,6 +154,30 @@ def test_the_command_writes_one_line_of_json(tmp_path, capsys):
     assert record["window"] == record["stride"] == 64 and record["texts"]["fr"]["kl"]["value"] < 0.1
     assert run([*command, "--backend", "reference"]) == 0
     assert "top-1 agreement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--window", "0"], "a window must have from 2 to 4096 tokens"),
+    (["--window", "64", "--stride", "0"], "text 'fr': a stride must be from 1 to"),
+    (["--text", "mine:EMPTY"], "text 'mine': a text of 0 tokens"), (["--text", "none.txt"], "none.txt: No such file")])
+@pytest.mark.parametrize("measure", ["ppl", "kl"])
+def test_what_cannot_be_measured_is_one_line(tmp_path, capsys, measure, more, words):
+    (tmp_path / "t.txt").write_text(TEXT)
+    (tmp_path / "empty").write_text("")
+    more = [a.replace("EMPTY", f"{tmp_path}/empty") for a in more]
+    assert run(["eval", measure, "dummy:tiny", "--text", f"fr:{tmp_path}/t.txt", "--backend", "reference", *more]) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_a_model_with_tensors_too_many_is_not_judged(tmp_path, capsys):
+    tensors = SafetensorsFile(EMBEDDED / "model.safetensors")
+    extra = {name: np.array(tensors.tensor(name)) for name in tensors.names} | {"x.weight": np.ones(3, np.float32)}
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
+    write_safetensors(tmp_path / "model.safetensors", extra)
+    assert run(["eval", "ppl", str(tmp_path)]) == 2
+    assert "the config has no place for x.weight" in capsys.readouterr().err
 
 
 def test_two_vocabularies_are_refused(tmp_path, capsys, model):

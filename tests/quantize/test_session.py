@@ -355,3 +355,14 @@ def test_the_plan_counts_the_judging():
     assert plain.seconds < judged.seconds < min(both.seconds, harms.seconds)
     assert judged.memory_bytes - plain.memory_bytes > 4 * 200_000 * MODEL.width
     assert both.memory_bytes - judged.memory_bytes >= 8 * 200_000 * MODEL.width
+
+
+def test_the_plan_counts_the_results_on_the_disk(small_model, quantise):
+    """Of 8 bits more than of 4, each format its own; what a result takes is no more than what was said."""
+    four, eight = (need(MODEL, [Recipe(bits=bits, group=32)], 512, 1e9).disk_bytes for bits in (4, 8))
+    both = need(MODEL, [Recipe(group=32), Recipe(group=32, format="gptq")], 512, 1e9).disk_bytes
+    assert four < eight < both
+    done = quantise("--format", "compressed-tensors,gptq")[2]
+    made = sum(p.stat().st_size for f in ("compressed-tensors", "gptq")
+               for p in done.with_name(f"out-{f}").glob("*.safetensors"))
+    assert made < need(MODEL, [Recipe(group=32), Recipe(group=32, format="gptq")], 512, 1e9).disk_bytes
