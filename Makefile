@@ -12,9 +12,9 @@ test: .venv-base/ready .venv-torch/ready
 	.venv-base/bin/python -m pytest
 	.venv-torch/bin/python -m pytest -m torch
 
-# On a machine with a GPU and its own torch and triton: the kernels' tests on the GPU.
+# On a machine with a GPU and its own torch and triton: the kernels' tests on the GPU, and quantising there.
 test-gpu:
-	$(PYTHON) -m pytest tests/kernels/cuda
+	$(PYTHON) -m pytest tests/kernels/cuda tests/quantize/test_second_device.py
 
 # What the compiler makes of the kernels for cards that need not be here: Ampere, Ada, Hopper, Blackwell.
 test-compile: .venv-torch/ready

@@ -23,9 +23,17 @@ def free_bytes(device: str) -> int:
 
 
 def begin(device: str) -> None:
-    """From now on counts what `gpu_peak_bytes` says."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    """From now on counts what `gpu_peak_bytes` says. Raises ConfigError when the GPU cannot multiply."""
+    if device != "cuda":
+        return
+    try:
+        torch.cuda.init()
+        torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # its library takes its memory now
+        wait(device)
+    except RuntimeError as error:  # too old for this PyTorch, or somebody else's
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"the GPU does not work with this PyTorch: {why:.120}; --device cpu needs none") from None
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def wait(device: str) -> None:

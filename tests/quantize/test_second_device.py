@@ -12,7 +12,10 @@ import pretended  # noqa: E402
 from small import MODEL  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
+from gramme.config import EngineConfig  # noqa: E402
 from gramme.models.dummy import SHAPES  # noqa: E402
+from gramme.models.load import shapes  # noqa: E402
+from gramme.models.open import open_model  # noqa: E402
 from gramme.quantize import calibrate, device, gate, run, session, solve  # noqa: E402
 from gramme.quantize.plan import need  # noqa: E402
 from gramme.quantize.recipe import Recipe  # noqa: E402
@@ -105,6 +108,30 @@ def test_without_a_gpu_it_is_refused_and_auto_is_the_processor(quantise, monkeyp
 def test_auto_is_the_gpu_where_there_is_one_and_the_processor_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [device.chosen(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+
+
+def test_a_gpu_that_does_not_work_is_one_line(quantise, monkeypatch):
+    def init():
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    code, said, _ = quantise("--device", "auto")
+    assert code == 2 and said.count("\n") == 1 and "no kernel image is available; --device cpu" in said
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_a_gpu_solves_as_the_processor_does_within_its_plan(quantise, method):
+    """Sums are rounded in another order, so a few codes may differ; what was predicted suffices."""
+    code, said, here = quantise("--method", method, out="here")
+    assert code == 0, said
+    code, said, there = quantise("--method", method, "--device", "cuda", out="there")
+    assert code == 0 and "GPU memory" in said and "more than predicted" not in said, said
+    a, b = (open_model(EngineConfig(model=str(d))).source for d in (here, there))
+    for name, shape in shapes(MODEL):
+        if name.startswith("layers.") and len(shape) == 2:
+            assert (a(name).codes == b(name).codes).mean() > 0.98, name
 
 
 def test_an_unknown_device_is_one_line(quantise, capsys):
