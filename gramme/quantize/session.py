@@ -47,8 +47,9 @@ def quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[
         raise ConfigError("the GPU's memory did not suffice; fewer --tokens take less, --device cpu none of it; "
                           f"the layers that were solved stay in {wish.work}") from None
     except OSError as error:
-        raise ConfigError(f"{error.filename or wish.work}: {error.strerror}; once that is put right, the same command "
-                          "goes on from the last layer that was solved") from None
+        place = "standard output" if isinstance(error, BrokenPipeError) else error.filename or wish.work
+        raise ConfigError(f"{place}: {error.strerror}; once that is put right, the same command goes on from the last "
+                          "layer that was solved") from None
 
 
 def _quantise(task: Task, wish: Wish, say: Callable[[str], None], bar: Callable[[str], Progress]) -> int:

@@ -17,7 +17,7 @@ from gramme.cli.main import run as gramme  # noqa: E402
 from gramme.config import ConfigError, Rope  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
 from gramme.models.open import EMBEDDED  # noqa: E402
-from gramme.quantize import gguf  # noqa: E402
+from gramme.quantize import gguf, session  # noqa: E402
 from gramme.text.tokenizer import load_tokenizer  # noqa: E402
 
 
@@ -111,6 +111,16 @@ def test_a_place_where_no_directory_can_be(quantise, tmp_path):
     (tmp_path / "file").write_text("")
     code, said, _ = quantise(out="file/out")
     assert code == 2 and "Not a directory" in said.splitlines()[-1] and "Traceback" not in said
+
+
+def test_a_closed_pipe_is_no_success(quantise, monkeypatch):
+    """`gramme quantize ... | head -1` ends before anything is saved."""
+    def table(losses):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr(session, "table", table)
+    code, said, out = quantise()
+    assert code == 2 and "standard output: Broken pipe" in said.splitlines()[-1] and not out.exists()
 
 
 def test_a_disk_that_is_full_anywhere_is_one_line_and_the_same_command_goes_on(quantise, monkeypatch, tmp_path):
