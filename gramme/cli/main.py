@@ -30,6 +30,7 @@ from gramme.serve.options import ServeOptions
 
 MODEL = ("a directory, a GGUF file, a hub id such as org/name[@revision] or org/name-GGUF:Q4_K_M, or dummy:SHAPE; "
          "nothing means the embedded model")
+SOURCE = 'a directory, a hub id such as org/name[@revision], or dummy:SHAPE; "" means the embedded model'
 
 
 class Verb(NamedTuple):
@@ -105,7 +106,7 @@ def _add_positionals(p: argparse.ArgumentParser, name: str, verb: Verb) -> None:
         p.add_argument("a", help="file of a result")
         p.add_argument("b", help="file of another, of the same workload")
     if verb.needs_model:
-        p.add_argument("model", help=MODEL if name == "quantize" else "org/name[@revision]")
+        p.add_argument("model", help=SOURCE if name == "quantize" else "org/name[@revision]")
     elif LoadOptions in verb.records:  # in two spellings: other clients call it --model
         p.add_argument("model", nargs="?", default=argparse.SUPPRESS, help=f"{MODEL}; with --url its name there")
         p.add_argument("--model", help="the same")
@@ -113,8 +114,8 @@ def _add_positionals(p: argparse.ArgumentParser, name: str, verb: Verb) -> None:
         p.add_argument("model", nargs="?", help=MODEL)
     if name == "quantize":
         p.add_argument("out", help="the directory to make; with several formats each becomes OUT-FORMAT")
-        p.add_argument("--calibration", dest="calibration_text", action="append", metavar="STR",
-                       help="the same as --calibration-text")
+        p.add_argument("--calibration", dest="calibration_text", action="extend", nargs="+", metavar="FILE",
+                       help="the same as --calibration-text, several at once")
 
 
 def run(argv: Sequence[str]) -> int:

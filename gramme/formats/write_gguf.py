@@ -24,7 +24,7 @@ Tensor = Callable[[], Array | Grouped]  # read when it is written: one at a time
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Values are str, bool, int (uint32), float (float32) or non-empty lists of str, int (int32) or float.
+    """Values are str, bool, int (uint32), float (float32) or lists of str, int (int32) or float; empty ones are of str.
 
     Every tensor is asked for twice, for its form and for its bytes. `Grouped` becomes Q4_0 or Q8_0. Atomic: written
     beside, synced, renamed.
@@ -95,7 +95,7 @@ def _value(value: Any) -> bytes:
 
 
 def _array(values: list[Any]) -> tuple[int, bytes]:
-    if isinstance(values[0], str):
+    if not values or isinstance(values[0], str):
         return STRING, b"".join(map(_string, values))
     if isinstance(values[0], float):
         return FLOAT32, np.array(values, "<f4").tobytes()

@@ -90,6 +90,16 @@ def test_whatever_group_is_written_the_engine_runs(quantise, capsys, form, group
     assert json.loads(capsys.readouterr().out)["completion_tokens"] == 2
 
 
+def test_calibration_takes_several_files_at_once_or_one_by_one(quantise, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("Le chat dort. The cat sleeps. " * 40)
+    a, b = f"fr:{tmp_path}/a.txt", f"en:{tmp_path}/b.txt"
+    for n, flags in enumerate((["--calibration", a, b], ["--calibration", a, "--calibration-text", b])):
+        code, said, out = quantise(*flags, out=f"out{n}")
+        assert code == 0, said
+        assert "| calibration | fr (1 kB), en (1 kB);" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("flag", ["--calibration", "--calibration-text", "--check-text"])
 @pytest.mark.parametrize("text", ["", "a"])
 def test_a_text_that_says_nothing_is_named_before_any_work(quantise, tmp_path, flag, text):

@@ -63,7 +63,7 @@ def test_a_gguf_file_is_read_back(tmp_path):
     w = {4: random_grouped(3, 2, 32, 4, 0), 8: random_grouped(7, 1, 32, 8, 1)}
     f = np.arange(5, dtype=np.float32)
     metadata = {"a.text": "été", "a.flag": True, "a.count": 7, "a.number": 0.5, "a.texts": ["x", ""], "a.ints": [1, -2],
-                "a.floats": [0.5, 2.0]}
+                "a.floats": [0.5, 2.0], "a.none": []}
     write_gguf(tmp_path / "x.gguf", metadata, {"f": lambda: f, "four": lambda: w[4], "eight": lambda: w[8],
                                                "half": lambda: f.astype(ml_dtypes.bfloat16)})
     file = GGUFFile(tmp_path / "x.gguf")
