@@ -5,6 +5,7 @@
     options: --tokens   16384 of calibration text
              --alone    nothing else runs on the machine now, so the times of this run count
              --threads  2
+             --device   cpu or cuda; what is said of a GPU's memory stands in the record's lines
              --widened  with limits that random weights can keep, so that the result is saved
 
 Killed and started again, it goes on with the layer at which it was. Weights are random (`dummy:`), so what the gate
@@ -41,11 +42,12 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--tokens", default="16384")
     parser.add_argument("--threads", default="2")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--widened", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     (model, *more), out = SHAPES[args.shape], args.folder / args.shape
-    more += ["--tokens", args.tokens, "--threads", args.threads]
+    more += ["--tokens", args.tokens, "--threads", args.threads, "--device", args.device]
     if not out.with_name(out.name + ".partial").exists():
         asked = f"gramme quantize {model} OUT {' '.join(more)} --check-text fr:FILE --check-text en:FILE"
         save(args.shape, {"command": asked, "machine": machine(), "finished": False, "runs": []})

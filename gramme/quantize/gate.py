@@ -8,7 +8,7 @@ import torch
 from gramme.evals.scores import Scores, Window, compare, compared, windows
 from gramme.evals.subject import Reference, Subject, advance, window_step
 from gramme.evals.summary import Figure, Loss, loss
-from gramme.formats.grouped import Grouped
+from gramme.formats.grouped import Grouped, dense
 from gramme.kernels.load import backend
 from gramme.kernels.ops import Array
 from gramme.models.load import Source, as_floats, build
@@ -48,8 +48,8 @@ def solved_source(task: Task, name: str, work: Work) -> Source:
         if not ours.startswith("layers."):
             a = original(ours)
             rounded = recipe.format == "gguf" and ours in ("embed", "head")
-            if not rounded:
-                return a
+            if not rounded:  # an embedding or a head that the source has in integers is not this format's
+                return a if isinstance(a, np.ndarray) else dense(a)
             return nearest(torch.from_numpy(as_float(a)).to(task.device), recipe.grid(task.config, 8))
         _, layer, tensor = ours.split(".", 2)
         if layer not in held:

@@ -21,7 +21,7 @@ def solve_layer(layer: Mapping[str, Tensor], moments: Mapping[str, Tensor], reci
     layer, moments, grid = dict(layer), dict(moments), recipe.grid(m)
     if recipe.method == "awq":
         awq.fold(layer, moments, m, grid, stored_dtype(m))
-    solved: Solved = {name: a.numpy(force=True) for name, a in layer.items() if name not in INPUTS}
+    solved: Solved = {name: _as_written(a, recipe, m) for name, a in layer.items() if name not in INPUTS}
     losses = {}
     for name, of in INPUTS.items():
         w = layer[name]
@@ -42,4 +42,9 @@ def _lost(w: Tensor, solved: Grouped, moments: Tensor) -> float:
 def round_layer(layer: Mapping[str, Tensor], recipe: Recipe, m: ModelConfig) -> Solved:
     """The layer in 8 bits, to the nearest."""
     grid = recipe.grid(m, 8)
-    return {name: solve.nearest(a, grid) if name in INPUTS else a.numpy(force=True) for name, a in layer.items()}
+    return {name: solve.nearest(a, grid) if name in INPUTS else _as_written(a, recipe, m) for name, a in layer.items()}
+
+
+def _as_written(a: Tensor, recipe: Recipe, m: ModelConfig) -> np.ndarray:
+    """A gain or a bias with the values that its file will hold, so that what is judged is what is saved."""
+    return (a if recipe.format == "gguf" else a.to(stored_dtype(m)).float()).numpy(force=True)

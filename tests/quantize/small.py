@@ -16,12 +16,12 @@ MODEL = ModelConfig(family="llama", vocab_size=read_config(EMBEDDED).vocab_size,
                     mlp_bias=True, tied_embeddings=True)
 
 
-def save(directory):
+def save(directory, m=MODEL):
     """In float16, in the Hugging Face layout, with the embedded model's tokenizer."""
-    source = random_source(MODEL, 5)
+    source = random_source(m, 5)
     write_safetensors(directory / "model.safetensors", {
-        their_name(ours, HF): source(ours).astype(np.float16) for ours, _ in shapes(MODEL)})
-    (directory / "config.json").write_text(json.dumps(hf_config(MODEL) | {"note": "kept"}))
+        their_name(ours, HF): source(ours).astype(np.float16) for ours, _ in shapes(m)})
+    (directory / "config.json").write_text(json.dumps(hf_config(m) | {"note": "kept"}))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         (directory / name).write_bytes((EMBEDDED / name).read_bytes())
     return directory

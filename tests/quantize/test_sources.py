@@ -11,9 +11,12 @@ from small import MODEL
 
 torch = pytest.importorskip("torch")
 
+from gramme.config import EngineConfig  # noqa: E402
+from gramme.formats.grouped import dense  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile, write_safetensors  # noqa: E402
 from gramme.models.load import shapes  # noqa: E402
 from gramme.models.names import HF, their_name  # noqa: E402
+from gramme.models.open import open_model  # noqa: E402
 
 GROUP = 32
 
@@ -102,6 +105,28 @@ def test_a_packed_source_is_the_floats_it_stands_for(tmp_path, quantise, make, m
         assert code == 0, said
         made.append((directory / ("model.gguf" if form == "gguf" else "model.safetensors")).read_bytes())
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq", "awq", "gguf"])
+def test_a_head_that_the_source_has_in_integers_is_written_as_the_format_has_heads(tmp_path, quantise, form):
+    m = replace(MODEL, tied_embeddings=False)
+    directory = small.save(_new(tmp_path / "packed"), m)
+    file = SafetensorsFile(directory / "model.safetensors")
+    tensors = {name: np.array(file.tensor(name)) for name in file.names}
+    shape = tensors.pop("lm_head.weight").shape
+    packed, head = gptq(shape, np.random.default_rng(1))
+    write_safetensors(directory / "model.safetensors", tensors | {f"lm_head.{part}": a for part, a in packed.items()})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": SOURCES[gptq]}))
+    code, said, out = quantise("--method", "rtn", "--format", form, model=directory)
+    assert code == 0, said
+    back = open_model(EngineConfig(model=str(out / "model.gguf" if form == "gguf" else out)))
+    a = back.source("head")
+    if form == "gguf":
+        assert a.bits == 8 and np.abs(dense(a) - head).max() < 0.01 * np.abs(head).max()
+    else:
+        np.testing.assert_array_equal(a, head.astype(np.float16))
+    back.check_all_used()
 
 
 def _new(directory):
