@@ -22,7 +22,7 @@ from gramme.text.gguf import AT, BYTE, WORDS
 from gramme.text.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from gramme.text.source import Metadata
 from gramme.text.template import find_template
-from gramme.text.tokenizer import Tokenizer, load_tokenizer
+from gramme.text.tokenizer import WHOLE, Tokenizer, load_tokenizer
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 UNUSED = 5  # a token's type
@@ -73,18 +73,25 @@ def tokenizer_metadata(tokenizer: Tokenizer, m: ModelConfig) -> dict[str, Any]:
     out[AT + "add_bos_token"] = bool(probe) and probe[0] == tokenizer.bos_id
     out[AT + "add_eos_token"] = bool(probe) and probe[-1] == tokenizer.eos_id
     if raw["model"].get("byte_fallback"):
-        return out | {AT + "model": "llama", AT + "scores": _scores(raw, out[AT + "tokens"])}
-    out |= {AT + "model": "gpt2", AT + "merges": [" ".join(pair) for pair in _merges(raw)]}
-    for pre in WORDS:
-        if _equal(tokenizer, out | {AT + "pre": pre}):
-            return out | {AT + "pre": pre}
-    return out | {AT + "pre": "default", "tokenizer.huggingface.json": tokenizer.to_json()}
+        out |= {AT + "model": "llama", AT + "scores": _scores(raw, out[AT + "tokens"])}
+        rules: list[dict[str, Any]] = [{}, {AT + "add_space_prefix": False}]
+    else:
+        out |= {AT + "model": "gpt2", AT + "merges": [" ".join(pair) for pair in _merges(raw)]}
+        facts = bool(raw["model"].get("ignore_merges")), (raw["normalizer"] or {}).get("type") == "NFC"
+        rules = [{AT + "pre": pre} for pre, words in WORDS.items() if (words.whole, words.composed) == facts]
+    for rule in rules:
+        if _equal(tokenizer, out | rule):
+            return out | rule
+    return out | {AT + "pre": "default", WHOLE: tokenizer.to_json()}
 
 
 def _equal(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> bool:
+    """On texts that rules differ for: spaces at either end, accents in two characters, words beside control tokens."""
     other = load_tokenizer(Metadata("model.gguf", metadata))
     hard = "It's 12345.67 €, DON'T  you\tthink?\n\n  où l'été naïf… 日本語 x²+y² == `a_b`  \n"
-    return all(other.encode(t) == tokenizer.encode(t) for t in (hard, *shipped("held-out").values()))
+    control = next(iter(tokenizer.added), "")
+    texts = (hard, "a", " a", "  a ", "e\u0301te\u0301 ﬁ", f"a{control}a {control} a", *shipped("held-out").values())
+    return all(other.encode(t) == tokenizer.encode(t) for t in texts)
 
 
 def _tokens(raw: Mapping[str, Any], count: int) -> Iterator[str]:
