@@ -55,8 +55,7 @@ class Tensors(Protocol):
 
 def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
               ) -> tuple[Callable[[str], np.ndarray | Grouped | Reordered], Callable[[], None]]:
-    """(source, check): tensors under our names; check raises ModelError naming one that is missing, else those that are
-    too many.
+    """(source, check): tensors under our names; check raises ModelError naming tensors that nobody asked for.
 
     `source` raises ModelError naming file and tensor when one is missing or its shape is not the config's.
     """
@@ -72,11 +71,7 @@ def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[
 
     def check() -> None:
         tied = {their_name("head", layout)} if m.tied_embeddings else set()
-        names = tensors.names
-        present = set(names)
-        if missing := next((n for n in theirs.values() if n not in present), None):
-            raise ModelError(f"{tensors.home(missing)}: there is no tensor {missing!r}")
-        left = [n for n in names if n not in {*theirs.values(), *tied} and not SKIPPED.fullmatch(n)]
+        left = [n for n in tensors.names if n not in {*theirs.values(), *tied} and not SKIPPED.fullmatch(n)]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise ModelError(f"{tensors.home(left[0])}: the config has no place for {', '.join(left[:3])}{more}")

@@ -54,7 +54,7 @@ class Task:
             recipe.check(self.config)
         self.opened.check_all_used()
         if not self.opened.name.startswith("dummy:") and self.config.stored.layers == (0, 0):
-            for name, _ in shapes(self.config):  # their shapes, that is: floats are views of the file, read later
+            for name, _ in shapes(self.config):  # whether it is there and its shape: floats are views of the file
                 self.opened.source(name)
 
     def describe(self, cut: Sequence[Window]) -> dict[str, object]:
