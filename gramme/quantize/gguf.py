@@ -4,7 +4,7 @@ Keys: github.com/ggml-org/ggml, docs/gguf.md.
 """
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ def write_model(path: Path, text: Path, m: ModelConfig, defaults: GenerationDefa
                 ) -> None:
     """What `check` accepts."""
     arch = ARCHITECTURES[m.family]
-    metadata = _model(m, arch, bits) | _sampling(defaults) | tokenizer_metadata(load_tokenizer(text), m)
+    tokenizer = load_tokenizer(text)
+    metadata = _model(m, arch, bits) | _sampling(defaults) | tokenizer_metadata(tokenizer, m)
+    metadata |= _ends(tokenizer, (*m.eos_token_ids, *defaults.eos_token_ids))
     if (template := find_template(text)) is not None:
         metadata["tokenizer.chat_template"] = template
     layout = LAYOUTS[arch]
@@ -83,6 +85,13 @@ def tokenizer_metadata(tokenizer: Tokenizer, m: ModelConfig) -> dict[str, Any]:
         if _equal(tokenizer, out | rule):
             return out | rule
     return out | {AT + "pre": "default", WHOLE: tokenizer.to_json()}
+
+
+def _ends(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[str, int]:
+    """Keys for the ids that end an answer beside the tokenizer's own: GGUF has room for two, and readers know many."""
+    more = [i for i in dict.fromkeys(ids) if i != tokenizer.eos_id]
+    keys = ("eot", "eom") if tokenizer.eos_id is not None else ("eos", "eot", "eom")
+    return {f"{AT}{key}_token_id": i for key, i in zip(keys, more)}
 
 
 def _equal(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> bool:

@@ -119,6 +119,20 @@ def test_tokenizer_template_and_defaults_go_along_and_the_card_says_what_was_los
     assert not list(out.parent.glob("out.*"))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_every_id_that_ends_an_answer_goes_into_gguf(small_model, tmp_path, quantise, named):
+    directory = shutil.copytree(small_model, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 300]}))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [300, 301]}))
+    if not named:
+        names = json.loads((directory / "tokenizer_config.json").read_text())
+        (directory / "tokenizer_config.json").write_text(json.dumps(names | {"eos_token": None}))
+    code, said, out = quantise("--format", "gguf", "--method", "rtn", model=directory)
+    assert code == 0, said
+    assert set(open_model(EngineConfig(model=str(out / "model.gguf"))).config.eos_token_ids) == {1, 300, 301}
+
+
 def test_one_calibration_serves_all_formats(quantise, tmp_path):
     code, said, _ = quantise("--format", ",".join(FORMATS))
     assert code == 0, said
