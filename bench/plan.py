@@ -5,12 +5,12 @@
     python bench/plan.py --plot                                         # draws bench/results/plan.png, prints the table
 
 A point is pp<prompt tokens> (time to the first token), tg<rows>@<context> (time of a step that makes a token for each
-of so many sequences) or memory. Each pair probes memory and arithmetic, then measures once; "unscaled" is what a plan
-says from the record of `gramme doctor --measure`, "rescaled" the same with the record's speeds divided by how much
-slower or faster memory and arithmetic just were. Nothing is calibrated. Pairs are saved as they come and added to
-those that are there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights
-are random and every layer is a copy of the first, with memory of its own. Before tokens are timed, prompts run through
-the first layer only: what stands in the other layers' pages does not change how long reading it takes.
+of so many sequences) or memory. Each pair probes memory, arithmetic and how long it takes threads to meet, then measures
+once; "unscaled" is what a plan says from the record of `gramme doctor --measure`, "rescaled" the same with the record's
+speeds brought to what was just probed. Nothing is calibrated. Pairs are saved as they come and added to those that are
+there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights are random and
+every layer is a copy of the first, with memory of its own. Before tokens are timed, prompts run through the first layer
+only: what stands in the other layers' pages does not change how long reading it takes.
 """
 import argparse
 import itertools
@@ -123,10 +123,13 @@ class Probe:
 
     def __init__(self, kernels, dtype):
         from gramme.bench.ceilings import multiplying_float32, multiplying_int8, reading
+        from gramme.bench.speeds import replaying
+        from gramme.plan.speeds import REPLAYS
 
         floats = dtype in ("bfloat16", "float16", "float32")
         self.works = {"bandwidth": reading(kernels), **(
-            {"float32": multiplying_float32(kernels)} if floats else {"int8": multiplying_int8(kernels)})}
+            {"float32": multiplying_float32(kernels)} if floats else {"int8": multiplying_int8(kernels)}),
+            REPLAYS: replaying(kernels.device.kernels.pool.threads)}
 
     def rates(self):
         """Bytes/s and operations/s, by the planner's names."""
@@ -135,12 +138,14 @@ class Probe:
 
 def rescaled(hardware, probed):
     """The machine with the speeds of its record brought to what it allows just now: products as `speeds.rescaled` says,
-    all that is none goes with arithmetic."""
+    a layer's calls with what it takes threads to meet, all else with arithmetic."""
     from gramme.plan import speeds
 
     old = hardware.rates
-    arithmetic = next(rate / old[name] for name, rate in probed.items() if name != "bandwidth")
+    arithmetic = next(rate / old[name] for name, rate in probed.items() if name in ("int8", "float32"))
     rates = {name: rate * arithmetic for name, rate in old.items()} | {"bandwidth": probed["bandwidth"]}
+    meeting_s = 1 / probed[speeds.REPLAYS] - 1 / old[speeds.REPLAYS]
+    rates[speeds.LAYER] = 1 / max(1 / old[speeds.LAYER] + meeting_s, 1e-8)
     for form, tokens, place in itertools.product(speeds.BYTES, speeds.TOKENS, speeds.COLUMNS):
         name, cached = (speeds.product_name(form, tokens, where) for where in (place, "cache"))
         then, now = ((speeds.BYTES[form] / bandwidth, 2 * tokens / known[cached])

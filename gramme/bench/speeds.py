@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gramme.bench.ceilings import reading
+from gramme.bench.ceilings import Work, reading
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.grouped import Grouped
 from gramme.kernels.cpu.layout import copy
@@ -174,9 +174,25 @@ def _overheads(threads: int) -> dict[str, float]:
     each_s = (deep_many_s - many_s - deep_s + one_s) / (more * others)  # a row in a layer
     layer_s = (deep_s - one_s) / more - each_s
     row_s = (many_s - one_s) / others - SHORT * each_s
+    prompt_s = _prompt_s(short)
+    called_s = (_prompt_s(long) - prompt_s) / more
     costs = {speeds.STEP: one_s - row_s - SHORT * (layer_s + each_s), speeds.ROW: row_s, speeds.LAYER: layer_s,
-             speeds.LAYER_ROW: each_s, speeds.CALLED_LAYER: (_prompt_s(long) - _prompt_s(short)) / more}
-    return {name: 1 / max(took_s, LEAST_S) for name, took_s in costs.items()}
+             speeds.LAYER_ROW: each_s, speeds.CALLED_LAYER: called_s,
+             speeds.CALLED_STEP: prompt_s - row_s - SHORT * called_s}
+    return {name: 1 / max(took_s, LEAST_S) for name, took_s in costs.items()} | {
+        speeds.REPLAYS: _replays(long).best(ANSWER)}
+
+
+def replaying(threads: int) -> Work:
+    """Layers of almost nothing."""
+    engine = _nothing(threads, LONG)
+    _decode_s(engine, 1)
+    return _replays(engine)
+
+
+def _replays(engine: Engine) -> Work:
+    """The step that it last made by one call."""
+    return Work(LONG, engine.runner.graphs.last)
 
 
 def _nothing(threads: int, layers: int) -> Engine:

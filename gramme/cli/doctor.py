@@ -68,7 +68,7 @@ def _speeds(rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     yield "of tokens", ", ".join(map(str, speeds.TOKENS))
     yield speeds.ATTENTION, f"{rates[speeds.ATTENTION] / 1e9:.0f} G operations/s"
     yield speeds.KEYS, f"{rates[speeds.KEYS] / 1e9:.1f} G elements/s"
-    for name in (speeds.STEP, speeds.ROW, speeds.LAYER, speeds.CALLED_LAYER, speeds.LAYER_ROW):
+    for name in (speeds.STEP, speeds.CALLED_STEP, speeds.ROW, speeds.LAYER, speeds.CALLED_LAYER, speeds.LAYER_ROW):
         yield name, f"{1e6 / rates[name]:.1f} us beside its work"
 
 

@@ -7,6 +7,7 @@ multiply-add is two operations. Those of our own CPU kernels are described in sp
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from gramme.config import ConfigError
 from gramme.plan.gpus import GPU, Ceiling
 from gramme.plan.limits import last_level_cache_bytes, memory_bytes, threads
 
+ABANDONED_S = 60.0  # since a file was begun: writing one takes a thousandth of a second
 VERSION = 3  # of the file of measured rates
 # Assumed where nothing was measured, for one core: what two-channel desktops with AVX2 have at least.
 CORE_BANDWIDTH, MOST_BANDWIDTH = 10e9, 40e9
@@ -92,13 +94,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """All or nothing: readers never see half a file. A cache that cannot be written is not worth an error."""
+    new = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
+        for left in path.parent.glob(f"{path.stem}.*[0-9]"):  # by those who were killed here
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink(missing_ok=True)
         new.write_text(json.dumps(value))
         new.replace(path)
     except OSError:
-        return
+        new.unlink(missing_ok=True)
 
 
 def _measured(name: str, cores: int) -> tuple[dict[str, float], str]:

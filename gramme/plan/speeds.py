@@ -24,10 +24,13 @@ PLACES = ("cache", *COLUMNS)
 IN_CACHE, OUT_OF_CACHE = 0.75, 1.0
 
 # Names of rates, all of them things a second: operations of a prompt's attention, elements of keys and values that
-# tokens read, elements of the residual stream through all that stands between a layer's products, steps, rows of a
-# step, layers by one call and operation by operation, rows in a layer.
-ATTENTION, KEYS, STREAM, STEP, ROW = "attention", "keys", "stream", "step", "row"
-LAYER, CALLED_LAYER, LAYER_ROW = "layer", "called layer", "layer row"
+# tokens read, elements of the residual stream through all that stands between a layer's products, rows of a step, steps
+# and their layers by one call and, a prompt's, operation by operation, rows in a layer. Replays: layers of almost
+# nothing, in which threads do little but meet; where a host runs our two on dies of their own that takes 5 us a layer
+# more, while memory gives half as much again, and it may change from one second to the next.
+ATTENTION, KEYS, STREAM, ROW = "attention", "keys", "stream", "row"
+STEP, LAYER, CALLED_STEP, CALLED_LAYER = "step", "layer", "called step", "called layer"
+LAYER_ROW, REPLAYS = "layer row", "replayed layer"
 
 
 def product_name(form: str, tokens: int, place: str) -> str:
@@ -36,7 +39,8 @@ def product_name(form: str, tokens: int, place: str) -> str:
 
 
 NAMES = frozenset(product_name(*key) for key in product(BYTES, TOKENS, PLACES)) | {
-    ATTENTION, KEYS, STREAM, STEP, ROW, LAYER, CALLED_LAYER, LAYER_ROW}
+    ATTENTION, KEYS, STREAM, ROW, STEP, LAYER, CALLED_STEP, CALLED_LAYER, LAYER_ROW,
+    REPLAYS}
 
 
 def known(hardware: Hardware) -> bool:
@@ -83,8 +87,8 @@ def masked_ops(work: Work) -> float:
 
 def host_s(rows: int, layers: int, called: bool, rates: Mapping[str, float]) -> float:
     """Seconds of a step that neither bytes nor operations explain; `called`: operation by operation."""
-    each = 1 / rates[CALLED_LAYER if called else LAYER] + rows / rates[LAYER_ROW]
-    return 1 / rates[STEP] + rows / rates[ROW] + layers * each
+    step, layer = (CALLED_STEP, CALLED_LAYER) if called else (STEP, LAYER)
+    return 1 / rates[step] + rows / rates[ROW] + layers * (1 / rates[layer] + rows / rates[LAYER_ROW])
 
 
 def _places(nbytes: float, cache_bytes: int) -> list[tuple[str, float]]:

@@ -62,6 +62,11 @@ class Graphs:
         """Nothing is put off until the engine is idle: recording calls costs no more than making them."""
         return False
 
+    @property
+    def last(self) -> Callable[[], object]:
+        """The step that was captured or replayed last, to be run again."""
+        return next(graph.run for graph in reversed(self._graphs.values()) if graph is not None)
+
     def find(self, host: HostStep, outputs: np.ndarray) -> Graph | None:
         """The graph of this step's shape with the step's inputs in its arrays; None: run it operation by operation."""
         if len(host.tokens) > CAPTURED_TOKENS or not 0 < len(outputs) <= self._most_rows:

@@ -1,4 +1,6 @@
 """The advice meets the goal or names what binds; whatever grows, the forecast moves the way that arithmetic says."""
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -113,3 +115,15 @@ def test_measured_rates_are_found_again(tmp_path, monkeypatch):
     assert this_machine().source == "measured 2026-11-24" and this_machine().rate("bandwidth") == 3e10
     (tmp_path / "gramme" / "machine.json").write_text("{")
     assert this_machine().source == "assumed"
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_what_another_writes_now_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "gramme"
+    folder.mkdir()
+    for pid, age_s in ((11, 3600), (12, 0)):
+        (folder / f"calibration.{pid}").write_text("{")
+        os.utime(folder / f"calibration.{pid}", (time.time() - age_s,) * 2)
+    calibration.remember("cpu", "int4", 600, CPU, {"decode": 1.5})
+    assert sorted(p.name for p in folder.iterdir()) == ["calibration.12", "calibration.json"]
+    assert calibration.factors("cpu", "int4", 600, CPU) == {"decode": Factor(1.5, 1.5, 1.5, 1)}

@@ -13,7 +13,7 @@ from gramme.plan.roofline import Setup
 M = SHAPES["1b"]
 RATES = dict.fromkeys(speeds.NAMES, 1e12) | {
     "bandwidth": 50e9, "float32": 4e11, "int8": 16e11, speeds.STEP: 5e3, speeds.ROW: 5e4, speeds.LAYER: 4e5,
-    speeds.CALLED_LAYER: 3e3, speeds.LAYER_ROW: 1e6}
+    speeds.REPLAYS: 1e5, speeds.CALLED_STEP: 2e3, speeds.CALLED_LAYER: 3e3, speeds.LAYER_ROW: 1e6}
 MACHINE = Hardware(cores=2, free_bytes=1 << 34, backends=("cpu",), rates=RATES, cache_bytes=1 << 25, source="measured")
 
 
@@ -87,7 +87,9 @@ def test_a_product_goes_with_memory_or_arithmetic_whichever_binds():
 def test_a_prompt_is_called_layer_by_layer_and_decoding_is_replayed():
     work = cost.step(M, cost.weights(M, "int4"), "float16", [(0, 32)], 1)
     prompt, decode = (roofline.seconds(work, setup(), phase).seconds for phase in ("prefill", "decode"))
-    assert prompt - decode == pytest.approx(M.layers * (1 / RATES[speeds.CALLED_LAYER] - 1 / RATES[speeds.LAYER]))
+    more = lambda called, recorded: 1 / RATES[called] - 1 / RATES[recorded]
+    assert prompt - decode == pytest.approx(
+        more(speeds.CALLED_STEP, speeds.STEP) + M.layers * more(speeds.CALLED_LAYER, speeds.LAYER))
 
 
 def test_tokens_read_keys_and_prompts_multiply():
