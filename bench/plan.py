@@ -5,7 +5,7 @@
     python bench/plan.py --plot                                         # draws bench/results/plan.png, prints the table
 
 A point is pp<prompt tokens> (time to the first token), tg<rows>@<context> (time of a step that makes a token for each
-of so many sequences) or memory. Each pair probes memory, arithmetic and how long it takes threads to meet, then measures
+of so many sequences) or memory. Each pair probes memory, arithmetic and how long threads take to meet, then measures
 once; "unscaled" is what a plan says from the record of `gramme doctor --measure`, "rescaled" the same with the record's
 speeds brought to what was just probed. Nothing is calibrated. Pairs are saved as they come and added to those that are
 there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights are random and
