@@ -1,6 +1,7 @@
 """`gramme plan`: whether a model fits, how fast it would be and which configuration to take, from its config alone.
 
-Loads no weights, no torch and no numpy, so that the answer comes at once.
+Loads no weights, no torch and no numpy, so that the answer comes at once. A target that nothing meets is answered with
+the nearest and what binds; what is no target, such as 0 ms, is an error.
 """
 import argparse
 import json

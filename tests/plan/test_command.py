@@ -45,7 +45,8 @@ def test_a_directory_with_a_config_and_no_weights_is_enough(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, said", [
     (("dummy:1b", "--gpu", "rtx9999"), "RTX 4090"), (("dummy:1b", "--memory", "0GB"), "unit"),
-    (("dummy:1b", "--ttft", "100"), "unit"), (("dummy:1b", "--context", "-3"), "1 to 2048"),
+    (("dummy:1b", "--ttft", "100"), "unit"), (("dummy:1b", "--ttft", "0ms"), "above 0"),
+    (("dummy:1b", "--context", "-3"), "1 to 2048"),
     (("dummy:1b", "--concurrency", "0"), "1 to 4096"), (("dummy:9b",), "dummy:9b"), (("no/such/thing",), "no/such"),
     (("dummy:mistral-7b", "--memory", "1GB"), "does not fit in 1.00 GB"),
 ])
@@ -65,6 +66,15 @@ def test_a_config_with_absurd_or_missing_fields_is_refused_by_name(capsys, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(written))
     code, _, err = planned(capsys, str(tmp_path))
     assert code == 2 and "config.json" in err and err.count("\n") == 1
+
+
+def test_a_target_that_no_configuration_meets_is_an_answer_and_no_error(capsys):
+    words = ("dummy:1b", "--gpu", "rtx4090", "--ttft", "1us", "--no-calibration")
+    code, text, err = planned(capsys, *words)
+    assert code == 0 and err == "" and "cannot be met: ttft" in text and "The nearest:" in text
+    made = json.loads(planned(capsys, *words, "--json")[1])
+    assert made["binding"]["constraint"] == "ttft" and made["binding"]["asked"] == pytest.approx(1e-6)
+    assert made["binding"]["reached"] == pytest.approx(made["predicted"]["ttft_ms"] / 1e3)
 
 
 def test_it_needs_neither_numpy_nor_torch():
