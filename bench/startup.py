@@ -1,7 +1,8 @@
 """From Enter to the first token of `gramme run` on the embedded model: seconds, and memory of all its processes then.
 
 The command runs through a pipe; when its first byte arrives the processes are stopped and /proc/*/smaps_rollup is read:
-PSS counts a page that n processes share as 1/n in each. Linux only. Ends with one JSON line; --save keeps it.
+PSS counts a page that n processes share as 1/n in each. How long `gramme plan` takes is timed too. Linux only. The last
+line is JSON; --save keeps it.
 
     python bench/startup.py [--runs 9] [--save] [-- further arguments of gramme run]
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 RESULTS = Path(__file__).parent / "results"
+PLAN = [sys.executable, "-m", "gramme", "plan", "dummy:mistral-7b"]
 COMMAND = [sys.executable, "-m", "gramme", "run", "-p", "Translate to French: The train leaves at eight."]
 
 
@@ -50,6 +52,12 @@ def trial(more: list[str]) -> tuple[float, list[int]]:
     return seconds, sizes
 
 
+def plan_s() -> float:
+    began = time.perf_counter()
+    subprocess.run(PLAN, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
+
+
 def machine() -> dict[str, object]:
     model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
              if line.startswith("model name")]
@@ -65,13 +73,17 @@ def main() -> None:
     args = parser.parse_args()
     trial(args.more)  # the files come into the page cache
     trials = [trial(args.more) for _ in range(args.runs)]
+    plan_s()
+    planned_s = [round(plan_s(), 3) for _ in range(args.runs)]
     first_token_s = [round(seconds, 3) for seconds, _ in trials]
     pss_mb = [round(sum(sizes) / 1e6, 1) for _, sizes in trials]
     print(f"first token after {median(first_token_s):.3f} s (median of {first_token_s})")
+    print(f"gramme plan takes {median(planned_s):.3f} s (median of {planned_s})")
     by_process = [round(size / 1e6, 1) for size in trials[-1][1]]
     print(f"memory then {median(pss_mb):.1f} MB PSS; by process, last run: {by_process}")
     record = {"bench": "startup", "first_token_s": median(first_token_s), "all_first_token_s": first_token_s,
-              "pss_mb": median(pss_mb), "all_pss_mb": pss_mb, "arguments": args.more, "machine": machine()}
+              "pss_mb": median(pss_mb), "all_pss_mb": pss_mb, "plan_s": median(planned_s),
+              "all_plan_s": planned_s, "arguments": args.more, "machine": machine()}
     if args.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "startup.json").write_text(json.dumps(record, indent=1) + "\n")

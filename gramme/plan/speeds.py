@@ -26,8 +26,8 @@ IN_CACHE, OUT_OF_CACHE = 0.75, 1.0
 # Names of rates, all of them things a second: operations of a prompt's attention, elements of keys and values that
 # tokens read, elements of the residual stream through all that stands between a layer's products, rows of a step, steps
 # and their layers by one call and, a prompt's, operation by operation, rows in a layer. Replays: layers of almost
-# nothing, in which threads do little but meet; where a host runs our two on dies of their own that takes 5 us a layer
-# more, while memory gives half as much again, and it may change from one second to the next.
+# nothing, in which threads do little but meet. A virtual machine was seen to need 5 us a layer more from one second to
+# the next, while memory gave half as much again: as if its two processors had moved to two dies.
 ATTENTION, KEYS, STREAM, ROW = "attention", "keys", "stream", "row"
 STEP, LAYER, CALLED_STEP, CALLED_LAYER = "step", "layer", "called step", "called layer"
 LAYER_ROW, REPLAYS = "layer row", "replayed layer"
