@@ -32,7 +32,8 @@ namespace {
 constexpr int64_t SPIN_NS = 200'000;      // after a list of calls: then helpers sleep
 constexpr int64_t YIELD_NS = 10'000;      // waiting for a claimed chunk: then let others run
 constexpr uint64_t MOST_CHUNKS = 8;       // that are claimed at once
-constexpr int64_t PATIENCE_NS = 8'000'000;  // between looks at whether this thread was interrupted
+constexpr int64_t LONG_CLAIM_NS = 100'000;  // a prompt's
+constexpr int64_t PATIENCE_NS = 6'000'000, LONG_PATIENCE_NS = 20'000'000;  // between looks at interruptions, see Worker
 constexpr int ASLEEP = -1;                // in place of a core
 
 int64_t now_ns() {
@@ -51,11 +52,12 @@ uint64_t next_of(uint64_t w) { return w & FIELD; }
 // interrupted while it holds a chunk keeps all others waiting for a time slice, so one that was interrupted lately offers
 // its core between chunks, before the system takes it. (An offer that is taken counts as an interruption, so it is
 // repeated for as long as somebody wants the core. Beside a process that spins, offers every 2, 6 and 20 ms let prefill
-// keep 64, 67 and 68 % of its quiet speed, and decode 62, 65 and 61 %.)
+// keep 64, 66 and 68 % of its quiet speed, and decode, whose threads wait for each other more often, 62, 65 and 58 %: so
+// it depends on how long what was claimed took.)
 struct alignas(64) Worker {
     char *scratch;
     std::atomic<int> cpu{ASLEEP};
-    int64_t looked_ns = 0;
+    int64_t claimed_ns = 0, looked_ns = 0;
     long interruptions = 0;
 };
 
@@ -111,8 +113,9 @@ struct Pool {
 
     void between_chunks(Worker &w) {
         spread(w);
-        const int64_t now = now_ns();
-        if (now - w.looked_ns < PATIENCE_NS) return;
+        const int64_t now = now_ns(), took = now - w.claimed_ns;
+        w.claimed_ns = now;
+        if (now - w.looked_ns < (took > LONG_CLAIM_NS ? LONG_PATIENCE_NS : PATIENCE_NS)) return;
         w.looked_ns = now;
         rusage r;
         getrusage(RUSAGE_THREAD, &r);
