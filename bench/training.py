@@ -38,7 +38,8 @@ def main() -> None:
 
     def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
         length, draw = LENGTHS[i % len(LENGTHS)], np.random.default_rng(i)
-        tokens = draw.integers(config.model.vocab_size, size=(recipe.batch_tokens // length, length + 1), dtype=np.int32)
+        shape = recipe.batch_tokens // length, length + 1
+        tokens = draw.integers(config.model.vocab_size, size=shape, dtype=np.int32)
         learnt = np.arange(length) >= (0 if length == max(LENGTHS) else length // 2)  # of a dialogue the answer alone
         return tokens, np.broadcast_to(learnt, (len(tokens), length)).astype(np.float32)
 
