@@ -114,6 +114,8 @@ def test_a_thread_that_left_a_crowded_core_may_still_run_where_it_might_before()
         for _ in range(300):
             product(kernels)
         assert os.sched_getaffinity(helper) == {core}
+        del kernels
+        assert settled(len(others))
     finally:
         os.sched_setaffinity(0, mine)
 
