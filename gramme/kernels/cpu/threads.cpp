@@ -172,7 +172,7 @@ struct Pool {
             if (!(seen & 1) && idle_ns > SPIN_NS) {
                 w.cpu.store(ASLEEP, std::memory_order_relaxed);
                 sleep(seen);
-                w.looked_ns = idle_since = 0;
+                w.looked_ns = idle_since = 0;  // it may have woken on a core that is shared: it looks at once
             } else if (idle_ns > YIELD_NS) {
                 sched_yield();
             }
@@ -223,7 +223,9 @@ void *gramme_pool_new(const Level *level, int threads) {
     if (!pool) return nullptr;
     pool->level = level;
     pool->threads = threads < 1 ? 1 : threads;
-    for (int i = 0; i < pool->threads; i++) pool->workers.emplace_back().scratch = (char *)aligned_alloc(64, SCRATCH_BYTES);
+    for (int i = 0; i < pool->threads; i++) {
+        pool->workers.emplace_back().scratch = (char *)aligned_alloc(64, SCRATCH_BYTES);
+    }
     pool->open();
     return pool;
 }
