@@ -13,7 +13,6 @@ every layer is a copy of the first, with memory of its own. Before tokens are ti
 only: what stands in the other layers' pages does not change how long reading it takes.
 """
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -137,21 +136,15 @@ class Probe:
 
 
 def rescaled(hardware, probed):
-    """The machine with the speeds of its record brought to what it allows just now: products as `speeds.rescaled` says,
-    a layer's calls with what it takes threads to meet, all else with arithmetic."""
+    """The machine with the speeds of its record brought to what it allows just now, as `speeds.brought` says, and a
+    layer's calls with what it takes threads to meet."""
     from gramme.plan import speeds
 
     old = hardware.rates
     arithmetic = next(rate / old[name] for name, rate in probed.items() if name in ("int8", "float32"))
-    rates = {name: rate * arithmetic for name, rate in old.items()} | {"bandwidth": probed["bandwidth"]}
     meeting_s = 1 / probed[speeds.REPLAYS] - 1 / old[speeds.REPLAYS]
-    rates[speeds.LAYER] = 1 / max(1 / old[speeds.LAYER] + meeting_s, 1e-8)
-    for form, tokens, place in itertools.product(speeds.BYTES, speeds.TOKENS, speeds.COLUMNS):
-        name, cached = (speeds.product_name(form, tokens, where) for where in (place, "cache"))
-        then, now = ((speeds.BYTES[form] / bandwidth, 2 * tokens / known[cached])
-                     for bandwidth, known in ((old["bandwidth"], old), (probed["bandwidth"], rates)))
-        rates[name] = 2 * tokens / speeds.rescaled(2 * tokens / old[name], then, now)
-    return replace(hardware, rates=rates)
+    layer = {speeds.LAYER: 1 / max(1 / old[speeds.LAYER] + meeting_s, 1e-8)}
+    return replace(hardware, rates=speeds.brought(old, probed["bandwidth"], arithmetic) | layer)
 
 
 class Prompts:
@@ -159,11 +152,9 @@ class Prompts:
     differ: none finds a step of its shape recorded."""
 
     def __init__(self, engine, tokens, done):
-        self.engine, self.tokens, self.quick = engine, tokens - done, False
+        self.engine, self.tokens = engine, tokens - done
         if tokens <= 1024:
-            began = time.perf_counter()
             self.measure(tokens)
-            self.quick = time.perf_counter() - began < WARM_S
 
     def measure(self, tokens):
         from gramme.bench.run import Test, measure
@@ -173,8 +164,6 @@ class Prompts:
     def pair(self, hardware, then):
         from gramme.plan import check
 
-        if self.quick:
-            self.measure(max(1, self.tokens - 16))
         seconds, e = self.measure(self.tokens), self.engine
         self.tokens -= 1
         return [check.prefill(e.model, e.plan, h, self.tokens + 1, seconds, calibrated=False) for h in (hardware, then)]

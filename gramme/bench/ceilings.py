@@ -50,7 +50,7 @@ class Work:
 
     def best(self, passes: int) -> float:
         """The same of so many."""
-        return self.amount / min(_seconds(self.run) for _ in range(passes))
+        return self.amount / min(seconds_of(self.run) for _ in range(passes))
 
 
 def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
@@ -130,11 +130,11 @@ def _best(run: Callable[[], object], seconds: float) -> float:
     run()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
-        best = min(best, _seconds(run))
+        best = min(best, seconds_of(run))
     return best
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began

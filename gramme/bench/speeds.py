@@ -2,24 +2,26 @@
 
 Products are those of a layer, one behind the other as a step runs them: on weights that come from memory, with rows of
 two lengths, and on few enough to stay in the last level of the cache. What memory gives may double from one second to
-the next, so it is measured beside each product, whose time is brought to the one figure that all of them are noted for.
-What a step costs beyond its work is measured on models of almost nothing.
+the next, so it is measured beside each product, whose rate is brought to the one figure that all of them are noted for;
+so are keys and values, which a step finds in memory as well, for it has read all weights since. What a step costs
+beyond its work is measured on models of almost nothing.
 """
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
+from math import prod
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from gramme.bench.ceilings import Work, reading
+from gramme.bench.ceilings import Work, reading, seconds_of
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.grouped import Grouped
 from gramme.kernels.cpu.layout import copy
 from gramme.kernels.load import Backend, backend
-from gramme.kernels.ops import KV, Step
+from gramme.kernels.ops import KV, Ops, Step
 from gramme.kernels.present import available
 from gramme.kernels.reference import storage_dtype
 from gramme.llm.engine import Engine
@@ -35,30 +37,32 @@ FORMS = ("int4", "int8", "bfloat16")
 GROUP = 32
 SHAPES_OF = {  # width, rows of q, k and v, width of the MLP
     "memory": (2048, 2560, 5632), "memory, long rows": (4096, 1024, 5632), "cache": (384, 640, 1024)}
-CACHES, SHARE = 16, 0.4  # bytes of the weights in memory and in cache, in those of the last level: of 8, it held 12 %
+CACHES, SHARE = 16, 0.4  # bytes of what lies in memory and in cache, in those of the last level: of 8, it held 12 %
 MOST_BYTES = 1 << 29
-PROBES = 3  # passes over memory before and after a product
-FEW = 16  # tokens: from so many on, multiplying is all, and a sixth of the weights takes long enough
+PASSES = 6  # between passes over memory, of what it feeds
+TRIES, STEADY = 3, 1.25  # until what memory gives stays within this factor
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 64, 16
+LAYERS = 8  # of a prompt's attention
 BEFORE, NEW = 256, 256  # tokens of the prompt that attention is measured on
 READERS, KEYS = 8, 512  # rows that decode, and what each of them sees
 SHORT, LONG = 2, 10  # layers of models of almost nothing
 ROWS, ANSWER, CHUNK = 16, 24, 32
 LEAST_S = 1e-8
+Run = Callable[[Ops], None]  # calls of kernels
 
 
-def measure(threads: int, bandwidth: float, seconds: float = 0.08) -> dict[str, float]:
+def measure(threads: int, bandwidth: float, seconds: float = 0.05) -> dict[str, float]:
     """Things a second while memory gives `bandwidth` bytes a second; nothing where the CPU kernels cannot be had. Each
     probe runs for about `seconds`."""
     if "cpu" not in available():
         return {}
     kernels = backend("cpu", threads)
-
-    first = _in_cache(kernels, seconds / 2) | _overheads(threads)
-    rates = first | _from_memory(kernels, first, bandwidth, seconds) | {
-        speeds.ATTENTION: _attention(kernels, seconds), speeds.KEYS: _keys(kernels, seconds),
-        speeds.STREAM: _stream(kernels, seconds)}
-    again = _in_cache(kernels, seconds / 2) | _overheads(threads)  # what disturbs for a second is not there twice
+    memory = reading(kernels)
+    first = _in_cache(kernels, seconds / 2) | _overheads(threads, memory)
+    rates = first | _from_memory(threads, memory, bandwidth, seconds) | {
+        speeds.ATTENTION: _attention(kernels, seconds), speeds.STREAM: _stream(kernels, seconds)}
+    # What disturbs for a second is not there twice.
+    again = _in_cache(kernels, seconds / 2) | _overheads(threads, memory)
     return rates | {name: max(rate, first[name]) for name, rate in again.items()}
 
 
@@ -72,19 +76,44 @@ def _in_cache(kernels: Backend, seconds: float) -> dict[str, float]:
     return rates
 
 
-def _from_memory(kernels: Backend, cached: Mapping[str, float], bandwidth: float, seconds: float) -> dict[str, float]:
-    memory, rates, nbytes = reading(kernels), dict[str, float](), min(MOST_BYTES, CACHES * this_machine().cache_bytes)
+def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -> dict[str, float]:
+    """By all cores, while memory gives `bandwidth`, and where that binds by each alone."""
+    kernels, core = backend("cpu", threads), backend("cpu", 1)
+    nbytes, rates = min(MOST_BYTES, CACHES * this_machine().cache_bytes), dict[str, float]()
+
+    def add(name: str, amount: float, run: Run) -> None:
+        alone, unit = speeds.FED[name]
+        if alone not in rates:
+            rates[alone] = threads * amount / _median(core, run, seconds)
+        took_s, probed = _beside(memory, _recorded(kernels, run))
+        rates[name] = speeds.rescaled(amount / took_s, *((rates[alone], given / unit) for given in (probed, bandwidth)))
+
     for form, place in product(FORMS, speeds.COLUMNS):
         layers, elements = _layers(kernels, form, SHAPES_OF[place], nbytes)
         for tokens in speeds.TOKENS:
-            part = layers if tokens < FEW else layers[: -(-len(layers) // 6)]
-            before = memory.best(PROBES)
-            element_s = _median(kernels, _pass(kernels, part, tokens, form), seconds) / (len(part) * elements)
-            probed = (before + memory.best(PROBES)) / 2
-            multiplying_s = 2 * tokens / cached[speeds.product_name(form, tokens, "cache")]
-            then, now = ((speeds.BYTES[form] / rate, multiplying_s) for rate in (probed, bandwidth))
-            rates[speeds.product_name(form, tokens, place)] = 2 * tokens / speeds.rescaled(element_s, then, now)
+            name, most = speeds.product_name(form, tokens, place), speeds.FEW_TOKENS[-1]
+            part = layers[: max(1, len(layers) * most // tokens)]  # enough of them where tokens are many
+            amount, run = 2 * tokens * len(part) * elements, _pass(kernels, part, tokens, form)
+            if tokens <= most:
+                add(name, amount, run)
+            else:
+                rates[name] = amount / _median(kernels, run, seconds)
+    for columns in speeds.KEY_COLUMNS:
+        run, count = _attending((READERS, KEYS, 1), columns, nbytes)
+        add(speeds.keys_name(columns, "memory"), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
     return rates
+
+
+def _beside(memory: Work, replay: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of what is replayed, and what memory gave at most meanwhile."""
+    for _ in range(TRIES):
+        times, given = list[float](), [memory.best(1)]
+        for _ in range(PASSES):
+            times.append(seconds_of(replay))
+            given.append(memory.best(1))
+        if max(given) < STEADY * min(given):
+            break
+    return median(times), max(given)
 
 
 def _layers(kernels: Backend, form: str, shape: tuple[int, int, int], nbytes: float) -> tuple[list[list[Any]], int]:
@@ -108,12 +137,11 @@ def _matrix(kernels: Backend, form: str, rows: int, columns: int) -> Any:
     return kernels.pack(Grouped(codes, scales, scales * (1 << (bits - 1)), bits))
 
 
-def _pass(kernels: Backend, layers: list[Any], tokens: int, form: str) -> Callable[[], None]:
-    ops, act = kernels.ops, f"int8/{GROUP}" if form.startswith("int") else "float"
-    width = layers[0][0].shape[1]
-    x = ops.quantise(np.ones((tokens, width), np.float32), act)
+def _pass(kernels: Backend, layers: list[Any], tokens: int, form: str) -> Run:
+    act, width = f"int8/{GROUP}" if form.startswith("int") else "float", layers[0][0].shape[1]
+    x = kernels.ops.quantise(np.ones((tokens, width), np.float32), act)
 
-    def run() -> None:
+    def run(ops: Ops) -> None:
         for qkv, o, gate_up, down in layers:
             ops.matmul(x, qkv, None)
             ops.matmul(x, o, None)
@@ -125,37 +153,40 @@ def _pass(kernels: Backend, layers: list[Any], tokens: int, form: str) -> Callab
 def _attention(kernels: Backend, seconds: float) -> float:
     """Operations a second of a chunk of a prompt behind another one."""
     pairs = sum(range(BEFORE + 1, BEFORE + NEW + 1)) + NEW * speeds.MASKED_KEYS
-    return 4 * HEADS * HEAD_DIM * pairs / _attend_s(kernels, 1, BEFORE + NEW, NEW, seconds)
+    run, layers = _attending((1, BEFORE + NEW, NEW), HEAD_DIM, 0)
+    return 4 * HEADS * HEAD_DIM * pairs * layers / _median(kernels, run, seconds)
 
 
-def _keys(kernels: Backend, seconds: float) -> float:
-    """Elements of keys and values a second that tokens read."""
-    return 2 * READERS * KEYS * KV_HEADS * HEAD_DIM / _attend_s(kernels, READERS, KEYS, 1, seconds)
-
-
-def _attend_s(kernels: Backend, rows: int, end: int, new: int, seconds: float) -> float:
-    """Seconds of a layer's attention of the last `new` tokens of each of so many contexts."""
+def _attending(shape: tuple[int, int, int], head_dim: int, nbytes: float) -> tuple[Run, int]:
+    """Attention of the last `new` tokens of each of so many contexts, shape (rows, end, new), in layers whose keys and
+    values come to so many bytes; and how many these are."""
+    rows, end, new = shape
     each = -(-end // PAGE)
-    layers, shape = 8, (1 + rows * each, KV_HEADS, PAGE, HEAD_DIM)
-    kv = [KV(*(np.full(shape, 0.5, np.float16) for _ in range(2))) for _ in range(layers)]
-    pages = np.arange(1, shape[0], dtype=np.int32).reshape(rows, each)
+    pages = np.arange(1, 1 + rows * each, dtype=np.int32).reshape(rows, each)
+    one = (1 + pages.size, KV_HEADS, PAGE, head_dim)
+    kv = [KV(*(np.full(one, 0.5, np.float16) for _ in range(2)))
+          for _ in range(max(LAYERS, int(nbytes / (4 * prod(one)))))]
     positions = np.arange(end - new, end, dtype=np.int32)
     slots = (pages[:, positions // PAGE] * PAGE + positions % PAGE).reshape(-1)
     step = Step(slots, np.tile(positions, rows), slots, np.arange(0, rows * new + 1, new, dtype=np.int32),
                 np.full(rows, end, np.int32), pages, None, new, end)
-    q, k = (np.ones((rows * new, heads, HEAD_DIM), np.float32) for heads in (HEADS, KV_HEADS))
-    run = lambda: [kernels.ops.attend(q, k, k, one, step, None, f"int8/{GROUP}") for one in kv]
-    return _median(kernels, run, seconds) / layers
+    q, k = (np.ones((rows * new, heads, head_dim), np.float32) for heads in (HEADS, KV_HEADS))
+
+    def run(ops: Ops) -> None:
+        for layer in kv:
+            ops.attend(q, k, k, layer, step, None, f"int8/{GROUP}")
+
+    return run, len(kv)
 
 
 def _stream(kernels: Backend, seconds: float) -> float:
     """Elements of the residual stream a second through two norms and the rotation of queries and keys."""
-    ops, tokens, width, times = kernels.ops, speeds.TOKENS[-1], HEADS * HEAD_DIM, 4
+    tokens, width, times = speeds.TOKENS[-1], HEADS * HEAD_DIM, 4
     gain, table, positions = np.ones(width, np.float32), np.ones((tokens, HEAD_DIM), np.float32), \
         np.arange(tokens, dtype=np.int32)
     xs = [np.ones((tokens, width), np.float32) for _ in range(times + 1)]
 
-    def run() -> None:
+    def run(ops: Ops) -> None:
         for x, r in pairwise(xs):
             for _ in range(2):
                 ops.add_norm(x, r, gain, 1e-5, f"int8/{GROUP}")
@@ -166,7 +197,7 @@ def _stream(kernels: Backend, seconds: float) -> float:
     return times * tokens * width / _median(kernels, run, seconds)
 
 
-def _overheads(threads: int) -> dict[str, float]:
+def _overheads(threads: int, memory: Work) -> dict[str, float]:
     """Steps, rows, layers and rows in layers a second: differences between models of two depths, one row and many."""
     short, long = (_nothing(threads, layers) for layers in (SHORT, LONG))
     more, others = LONG - SHORT, ROWS - 1
@@ -174,24 +205,23 @@ def _overheads(threads: int) -> dict[str, float]:
     each_s = (deep_many_s - many_s - deep_s + one_s) / (more * others)  # a row in a layer
     layer_s = (deep_s - one_s) / more - each_s
     row_s = (many_s - one_s) / others - SHORT * each_s
-    prompt_s = _prompt_s(short)
-    called_s = (_prompt_s(long) - prompt_s) / more
+    prompt_s = _prompt_s(short, memory)
+    called_s = (_prompt_s(long, memory) - prompt_s) / more
     costs = {speeds.STEP: one_s - row_s - SHORT * (layer_s + each_s), speeds.ROW: row_s, speeds.LAYER: layer_s,
              speeds.LAYER_ROW: each_s, speeds.CALLED_LAYER: called_s,
              speeds.CALLED_STEP: prompt_s - row_s - SHORT * called_s}
     return {name: 1 / max(took_s, LEAST_S) for name, took_s in costs.items()} | {
-        speeds.REPLAYS: _replays(long).best(ANSWER)}
+        speeds.REPLAYS: _replaying(long).best(ANSWER)}
 
 
 def replaying(threads: int) -> Work:
     """Layers of almost nothing."""
-    engine = _nothing(threads, LONG)
+    return _replaying(_nothing(threads, LONG))
+
+
+def _replaying(engine: Engine) -> Work:
+    """Its step of one row, by one call."""
     _decode_s(engine, 1)
-    return _replays(engine)
-
-
-def _replays(engine: Engine) -> Work:
-    """The step that it last made by one call."""
     return Work(LONG, engine.runner.graphs.last)
 
 
@@ -212,16 +242,16 @@ def _decode_s(engine: Engine, rows: int) -> float:
         engine.add(Request(id=str(i), prompt_token_ids=[1, 2], params=params))
     times = []
     while engine.busy:
-        began = time.perf_counter()
-        engine.step()
-        times.append(time.perf_counter() - began)
+        times.append(seconds_of(engine.step))
     return median(times[ANSWER // 4 :])
 
 
-def _prompt_s(engine: Engine) -> float:
-    """Of a step that runs a prompt; each has its own length, so that none is replayed."""
+def _prompt_s(engine: Engine, memory: Work) -> float:
+    """Of a step that runs a prompt, which comes after a pause: caches hold something else. Each has its own length, so
+    that none is replayed."""
     params, times = SamplingParams(temperature=0, max_tokens=1), []
     for i in range(ANSWER):
+        memory.run()
         engine.add(Request(id=str(i), prompt_token_ids=[1] * (CHUNK + i), params=params))
         began = time.perf_counter()
         while engine.busy:
@@ -230,12 +260,14 @@ def _prompt_s(engine: Engine) -> float:
     return median(times)
 
 
-def _median(kernels: Backend, run: Callable[[], Any], seconds: float) -> float:
-    """Seconds of a pass without Python: recorded, which is the first, and replayed until the time is up."""
-    replay, times = kernels.device.capture(run), list[float]()
-    end = time.perf_counter() + seconds
+def _median(kernels: Backend, run: Run, seconds: float) -> float:
+    """Seconds of a pass without Python, replayed until the time is up."""
+    replay, times, end = _recorded(kernels, run), list[float](), time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < end:
-        began = time.perf_counter()
-        replay()
-        times.append(time.perf_counter() - began)
+        times.append(seconds_of(replay))
     return median(times)
+
+
+def _recorded(kernels: Backend, run: Run) -> Callable[[], object]:
+    """What does it again by one call; the first time is now."""
+    return kernels.device.capture(lambda: run(kernels.ops))

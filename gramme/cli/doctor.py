@@ -62,12 +62,15 @@ def _speeds(rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Of our CPU kernels, where they were measured."""
     if speeds.STEP not in rates:
         return
-    for form, place in product(speeds.BYTES, speeds.PLACES):
-        each = ", ".join(f"{rates[speeds.product_name(form, n, place)] / 1e9:.0f}" for n in speeds.TOKENS)
+    for form, (place, tokens) in product(speeds.BYTES, [*((place, speeds.TOKENS) for place in speeds.PLACES),
+                                                        (speeds.ALONE, speeds.FEW_TOKENS)]):
+        each = ", ".join(f"{rates[speeds.product_name(form, n, place)] / 1e9:.0f}" for n in tokens)
         yield f"{form} from {place}", f"{each} G operations/s"
     yield "of tokens", ", ".join(map(str, speeds.TOKENS))
     yield speeds.ATTENTION, f"{rates[speeds.ATTENTION] / 1e9:.0f} G operations/s"
-    yield speeds.KEYS, f"{rates[speeds.KEYS] / 1e9:.1f} G elements/s"
+    for columns, place in product(speeds.KEY_COLUMNS, ("memory", speeds.ALONE)):
+        name = speeds.keys_name(columns, place)
+        yield name, f"{rates[name] / 1e9:.1f} G elements/s"
     for name in (speeds.STEP, speeds.CALLED_STEP, speeds.ROW, speeds.LAYER, speeds.CALLED_LAYER, speeds.LAYER_ROW):
         yield name, f"{1e6 / rates[name]:.1f} us beside its work"
 

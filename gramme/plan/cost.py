@@ -41,7 +41,8 @@ class Work:
     products: tuple[Product, ...] = ()  # all layers', the head's
     other_bytes: float = 0  # rows of the embedding, gains and biases
     kv_bytes: float = 0  # read and written
-    kv_elements: float = 0
+    keys: float = 0  # that are read, each with its value, in all layers and heads
+    kv_elements: float = 0  # of these
     queries: float = 0  # elements of queries, in all layers
     attention_ops: float = 0
     stream: float = 0  # elements of the residual stream, once for each layer
@@ -122,7 +123,8 @@ def step(m: ModelConfig, w: Weights, kv_dtype: str, rows: Sequence[tuple[int, in
     return Work(
         products=tuple(products), other_bytes=w.vectors + w.embed * tokens // m.vocab_size,
         kv_bytes=kv_tokens * m.kv_token_bytes(kv_dtype) / m.layers,
-        queries=tokens * m.layers * m.heads * m.head_dim, kv_elements=kv_tokens * 2 * m.kv_heads * m.head_dim,
+        keys=kv_tokens * m.kv_heads, kv_elements=kv_tokens * m.kv_heads * 2 * m.head_dim,
+        queries=tokens * m.layers * m.heads * m.head_dim,
         attention_ops=4 * m.heads * m.head_dim * pairs, stream=tokens * m.layers * m.width,
         elements=tokens * m.layers * (12 * m.width + 4 * m.ff_width) + m.heads * pairs, tokens=tokens, rows=len(rows),
     )

@@ -86,7 +86,8 @@ def _measured(m: ModelConfig, w: cost.Weights, kv_dtype: str, s: Setup) -> Tarif
         + (w.embed / m.vocab_size + kv) / rates["bandwidth"],
         output_s=head * each_s + 1 / rates[speeds.ROW] + m.layers / rates[speeds.LAYER_ROW],
         pair_s=4 * m.heads * m.head_dim / rates[speeds.ATTENTION],
-        key_s=2 * m.kv_heads * m.head_dim / rates[speeds.KEYS], windows=tuple(cost.windows(m).items()),
+        key_s=2 * m.kv_heads * m.head_dim * speeds.key_element_s(m.head_dim, rates),
+        windows=tuple(cost.windows(m).items()),
     )
 
 

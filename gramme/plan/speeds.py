@@ -3,32 +3,41 @@
 Why products are measured at several numbers of tokens: a strip of weights is multiplied by a tile of tokens while it
 comes from memory, so the first tile is hidden behind the reading; every further one reads the strip from a cache and
 adds its own time. How many tokens a tile has, and what is left over, depends on form and instruction set. Why on rows
-of two lengths: what is done once a row and its tile, beside reading it, weighs less the longer it is.
+of two lengths: what is done once a row and its tile, beside reading it, weighs less the longer it is. Keys, with their
+values, are measured on heads of two sizes, for each has some work of its own besides.
+
+Why also by one core at a time: what memory gives all cores changes, on a virtual machine by half from one second to
+the next, what a core takes alone does not. `rescaled` says what follows, a roofline (Williams, Waterman and Patterson,
+2009) whose roof was measured too.
 """
 from collections.abc import Mapping
 from itertools import pairwise, product
-from math import hypot, log2
+from math import log2
 
 from gramme.plan.cost import MOST_4_BITS, Product, Work
 from gramme.plan.hardware import Hardware
 
 TOKENS = (1, 4, 8, 16, 32, 64, 512)  # of the products that are measured; from the last one on, time grows in proportion
+FEW_TOKENS = (1, 4, 8)  # of these; with more, multiplying is all
 BYTES = {"int4": 0.5625, "int8": 1.0625, "bfloat16": 2.0}  # of an element in the matrices that are measured
 MOST_BYTES = {"int4": MOST_4_BITS, "int8": 1.5}  # of an element, with its part of scales and zero points
 MASKED_KEYS = 64
 COLUMNS = {"memory": 3000.0, "memory, long rows": 4490.0}  # of the rows that are measured, on average over elements
+ALONE = "memory, each core alone"  # as many times what one reaches while the others rest, on rows of the first length
 PLACES = ("cache", *COLUMNS)
+KEY_COLUMNS = (64, 128)  # of the keys that are measured; they and their values have 16 bits
+SHARE = 0.87  # of what memory gives, products read: 0.79 to 0.97 by form and number of tokens, this on average
 # Of the last level: up to the first part, what a step reads stays there for the next; from the second on, nothing does.
 # A cache drops what was not read for longest, and of a step's data that is what comes next. Between the two lies what
 # others, and addresses that meet in one set, take of it.
 IN_CACHE, OUT_OF_CACHE = 0.75, 1.0
 
-# Names of rates, all of them things a second: operations of a prompt's attention, elements of keys and values that
-# tokens read, elements of the residual stream through all that stands between a layer's products, rows of a step, steps
-# and their layers by one call and, a prompt's, operation by operation, rows in a layer. Replays: layers of almost
-# nothing, in which threads do little but meet. A virtual machine was seen to need 5 us a layer more from one second to
-# the next, while memory gave half as much again: as if its two processors had moved to two dies.
-ATTENTION, KEYS, STREAM, ROW = "attention", "keys", "stream", "row"
+# Names of rates, all of them things a second: operations of a prompt's attention, elements of the residual stream
+# through all that stands between a layer's products, rows of a step, steps and their layers by one call and, a
+# prompt's, operation by operation, rows in a layer. Replays: layers of almost nothing of one row, in which threads do
+# little but meet. A virtual machine was seen to need 5 us a layer more from one second to the next, while memory gave
+# half as much again: as if its two processors had moved to two dies.
+ATTENTION, STREAM, ROW = "attention", "stream", "row"
 STEP, LAYER, CALLED_STEP, CALLED_LAYER = "step", "layer", "called step", "called layer"
 LAYER_ROW, REPLAYS = "layer row", "replayed layer"
 
@@ -38,9 +47,18 @@ def product_name(form: str, tokens: int, place: str) -> str:
     return f"{form} x{tokens} from {place}"
 
 
-NAMES = frozenset(product_name(*key) for key in product(BYTES, TOKENS, PLACES)) | {
-    ATTENTION, KEYS, STREAM, ROW, STEP, LAYER, CALLED_STEP, CALLED_LAYER, LAYER_ROW,
-    REPLAYS}
+def keys_name(columns: int, place: str) -> str:
+    """Of a rate in elements of keys and values a second, which tokens read."""
+    return f"keys of {columns} columns from {place}"
+
+
+# What memory feeds: the rate of each core alone, and bytes of what is counted.
+FED = {product_name(form, tokens, place): (product_name(form, tokens, ALONE), BYTES[form] / (2 * tokens))
+       for form, tokens, place in product(BYTES, FEW_TOKENS, COLUMNS)} | {
+    keys_name(columns, "memory"): (keys_name(columns, ALONE), 2.0) for columns in KEY_COLUMNS}
+NAMES = frozenset({product_name(*key) for key in product(BYTES, TOKENS, PLACES)} | FED.keys() | {
+    alone for alone, _ in FED.values()} | {
+    ATTENTION, STREAM, ROW, STEP, LAYER, CALLED_STEP, CALLED_LAYER, LAYER_ROW, REPLAYS})
 
 
 def known(hardware: Hardware) -> bool:
@@ -59,7 +77,8 @@ def work_s(work: Work, hardware: Hardware) -> float:
     places = _places(sum(p.nbytes for p in work.products) + work.kv_bytes, hardware.cache_bytes)
     products = sum(share * _product_s(p, place, rates) for p in work.products for place, share in places)
     # A tile of attention has room for several queries: a token's few cost as much as a prompt's many.
-    attention = max(work.kv_elements / rates[KEYS], (work.attention_ops + masked_ops(work)) / rates[ATTENTION])
+    reading = work.kv_elements * key_element_s(work.kv_elements / (2 * work.keys), rates) if work.keys else 0.0
+    attention = max(reading, (work.attention_ops + masked_ops(work)) / rates[ATTENTION])
     return products + work.other_bytes / rates["bandwidth"] + attention + work.stream / rates[STREAM]
 
 
@@ -73,11 +92,33 @@ def line(hardware: Hardware, weights: Product) -> tuple[float, float]:
     return a - each * least, each
 
 
-def rescaled(seconds: float, then: tuple[float, float], now: tuple[float, float]) -> float:
-    """Of a product that took so long when reading its weights and multiplying them took `then` seconds, each by itself,
-    were they to take `now`. They overlap in part: 4-bit weights took 12.5 ps an element where reading took 11.0 and
-    multiplying 6.1, 10.4 where reading took 7.5: as the root of their squares does, within 8 %."""
-    return seconds * hypot(*now) / hypot(*then)
+def rescaled(rate: float, then: tuple[float, float], now: tuple[float, float]) -> float:
+    """Of a product or of attention which reached `rate` when the cores would have reached then[0], had each been alone,
+    and then[1] is what memory fed them, were these to be now[0] and now[1].
+
+    Either binds, not both: two cores of a Zen 5 read 37 GB/s each, whatever the other does, until they share a link of
+    50. Then 4-bit weights and 1, 4 and 8 tokens took 12.7, 14.2 and 15.4 ps an element, with a link each 9.2, 10.0 and
+    15.5; one core alone 17.1, 18.9 and 28.6 in both cases. Of 16 bits 42.3, 80.4 and 101.8; 29.7, 81.0 and 102.5; 57.2,
+    156 and 190. Nothing is faster than memory.
+    """
+    return min(rate * _bound(*now) / _bound(*then), now[1])
+
+
+def _bound(alone: float, fed: float) -> float:
+    return min(alone, SHARE * fed)
+
+
+def brought(rates: Mapping[str, float], bandwidth: float, arithmetic: float) -> dict[str, float]:
+    """A machine's rates where memory gives so many bytes a second, and cores multiply so many times as fast."""
+    fed = {name: rescaled(rates[name], *((rates[alone], given / nbytes) for given in (rates["bandwidth"], bandwidth)))
+           for name, (alone, nbytes) in FED.items()}
+    return {name: rate * arithmetic for name, rate in rates.items()} | {"bandwidth": bandwidth} | fed
+
+
+def key_element_s(columns: float, rates: Mapping[str, float]) -> float:
+    """Seconds of an element of keys and values: each key has its own part, which more columns share."""
+    (few, a), (many, b) = ((1 / n, 1 / rates[keys_name(n, "memory")]) for n in KEY_COLUMNS)
+    return a + (b - a) * min(1.0, max(0.0, (1 / columns - few) / (many - few)))
 
 
 def masked_ops(work: Work) -> float:

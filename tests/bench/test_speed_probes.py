@@ -1,5 +1,6 @@
 """The speeds of the kernels that are here: each is measured, and a plan can be made of them."""
 import math
+from argparse import Namespace
 
 import pytest
 
@@ -23,3 +24,18 @@ def test_every_speed_is_measured(monkeypatch):
 def test_without_kernels_there_is_nothing_to_measure(monkeypatch):
     monkeypatch.setattr(probes, "available", lambda: ("reference",))
     assert probes.measure(1, 1e10) == {}
+
+
+@pytest.mark.skipif("cpu" not in available(), reason="the CPU kernels are not built")
+def test_a_record_and_a_probe_replay_the_same_step_of_one_row():
+    engine = probes._nothing(1, probes.SHORT)
+    probes._decode_s(engine, probes.ROWS)
+    probes._replaying(engine)
+    assert next(reversed([g for g in engine.runner.graphs._graphs.values() if g])).step.lengths.shape == (1,)
+
+
+def test_what_memory_feeds_is_measured_until_memory_stays_as_it_is():
+    given, passes = iter([50e9] * probes.PASSES + [75e9] * 4 + [74e9, 75e9] * probes.PASSES), []
+    memory = Namespace(best=lambda passes: next(given))
+    took_s, probed = probes._beside(memory, lambda: passes.append(None))
+    assert (len(passes), probed) == (2 * probes.PASSES, 75e9) and took_s >= 0

@@ -2,6 +2,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gramme.config import EngineConfig, Stored
 from gramme.models.dummy import SHAPES
@@ -77,11 +79,44 @@ def test_weights_with_long_rows_are_read_as_long_rows_are(width, share):
     assert speeds.work_s(rest, long) / 1e9 == pytest.approx(short_s + share * (long_s - short_s), rel=0.01)
 
 
-def test_a_product_goes_with_memory_or_arithmetic_whichever_binds():
-    assert speeds.rescaled(3.0, (2.0, 0.0), (1.0, 0.0)) == pytest.approx(1.5)  # reading is all
-    assert speeds.rescaled(3.0, (0.1, 20.0), (0.05, 20.0)) == pytest.approx(3.0, rel=1e-3)
-    assert speeds.rescaled(3.0, (0.1, 20.0), (0.1, 10.0)) == pytest.approx(1.5, rel=1e-3)
-    assert speeds.rescaled(3.0, (2.0, 1.0), (2.0, 1.0)) == 3.0
+RATE = st.floats(1e6, 1e15)
+
+
+def test_a_product_goes_with_memory_or_with_what_cores_do_alone_whichever_binds():
+    fed = 10.0 / speeds.SHARE  # of which products read 10
+    assert speeds.rescaled(9.0, (30.0, fed), (30.0, 2 * fed)) == pytest.approx(18.0)  # memory binds
+    assert speeds.rescaled(4.0, (5.0, fed), (5.0, 2 * fed)) == 4.0  # cores do
+    assert speeds.rescaled(4.0, (5.0, fed), (10.0, fed)) == pytest.approx(8.0)  # and now more
+    assert speeds.rescaled(9.0, (15.0, fed), (15.0, 9 * fed)) == pytest.approx(13.5)  # until the other one binds
+    assert speeds.rescaled(9.0, (15.0, 9 * fed), (15.0, fed)) == pytest.approx(6.0)
+
+
+@given(RATE, RATE, st.lists(RATE, min_size=3, max_size=3))
+def test_no_product_is_faster_than_memory_and_ways_there_are_alike(rate, alone, fed):
+    first, second, third = ((alone, f) for f in fed)
+    there = speeds.rescaled(rate, first, third)
+    assert there <= third[1]
+    by = speeds.rescaled(rate, first, second)
+    assert by == second[1] or speeds.rescaled(by, second, third) == pytest.approx(there)
+
+
+def test_a_record_is_brought_to_other_memory_and_other_cores():
+    alone = speeds.product_name("bfloat16", 1, speeds.ALONE)
+    one, many = (speeds.product_name("bfloat16", n, "memory") for n in (1, 64))
+    keys = speeds.keys_name(128, "memory")
+    rates = RATES | {alone: 70e9, one: 40e9, many: 3e11, keys: 20e9, speeds.keys_name(128, speeds.ALONE): 25e9}
+    assert speeds.brought(rates, rates["bandwidth"], 1.0)[one] == pytest.approx(rates[one])
+    fast = speeds.brought(rates, 60e9, 1.5)
+    assert (fast["bandwidth"], fast[many]) == (60e9, 1.5 * 3e11)
+    assert fast[one] == pytest.approx(1.2 * 40e9)  # multiplying faster does not make memory faster
+    assert fast[keys] == pytest.approx(20e9 * 25e9 / (speeds.SHARE * 25e9))  # at most what cores read alone
+    assert speeds.brought(rates, 1e9, 1.0)[one] <= 1e9
+
+
+@pytest.mark.parametrize("columns, share", [(32, 1), (64, 1), (96, 1 / 3), (128, 0), (256, 0)])
+def test_keys_of_fewer_columns_take_longer_an_element(columns, share):
+    rates = {speeds.keys_name(64, "memory"): 10e9, speeds.keys_name(128, "memory"): 20e9}
+    assert speeds.key_element_s(columns, rates) == pytest.approx(5e-11 + share * 5e-11)
 
 
 def test_a_prompt_is_called_layer_by_layer_and_decoding_is_replayed():
@@ -95,14 +130,14 @@ def test_a_prompt_is_called_layer_by_layer_and_decoding_is_replayed():
 def test_tokens_read_keys_and_prompts_multiply():
     w = cost.weights(M, "int4")
     short, long = (cost.decode(M, w, "float16", [n]) for n in (1, 1001))
-    slow = replace(MACHINE, rates=RATES | {speeds.KEYS: 1e9})
+    slow = replace(MACHINE, rates=RATES | {speeds.keys_name(n, "memory"): 1e9 for n in speeds.KEY_COLUMNS})
     more_s = speeds.work_s(long, slow) - speeds.work_s(short, slow)
     assert more_s == pytest.approx(1000 * M.layers * 2 * M.kv_heads * M.head_dim / 1e9, rel=2e-3)
 
 
 def test_a_record_with_a_gap_is_none():
     assert setup().measured
-    for name in (speeds.ROW, speeds.product_name("int8", 16, "cache")):
+    for name in (speeds.ROW, speeds.product_name("int8", 16, "cache"), speeds.product_name("int4", 4, speeds.ALONE)):
         gap = replace(MACHINE, rates={k: v for k, v in RATES.items() if k != name})
         assert not setup(gap).measured and roofline.seconds(cost.decode(
             M, cost.weights(M, "int4"), "float16", [64]), setup(gap), "decode").seconds > 0
