@@ -2,15 +2,18 @@
 
     gramme doctor --measure                                             # once, on a quiet machine
     python bench/plan.py dummy:1b int4 memory,pp64,pp512,tg1@64,tg16@512  # measures, adds to bench/results/plan.json
+    python bench/plan.py --anew                                         # predicts again what is there
     python bench/plan.py --plot                                         # draws bench/results/plan.png, prints the table
 
 A point is pp<prompt tokens> (time to the first token), tg<rows>@<context> (time of a step that makes a token for each
 of so many sequences) or memory. Each pair probes memory, arithmetic and how long threads take to meet, then measures
-once; "unscaled" is what a plan says from the record of `gramme doctor --measure`, "rescaled" the same with the record's
-speeds brought to what was just probed. Nothing is calibrated. Pairs are saved as they come and added to those that are
-there, so a run may be cut into pieces; those that were made by an older record are forgotten. Weights are random and
-every layer is a copy of the first, with memory of its own. Before tokens are timed, prompts run through the first layer
-only: what stands in the other layers' pages does not change how long reading it takes.
+once; "unscaled" is what a plan says from the record of `gramme doctor --measure`, "rescaled" the same with the
+record's speeds brought to what was just probed. Nothing is calibrated. Pairs are saved as they come and added to
+those that are there, so a run may be cut into pieces; those whose predictions are by an older record are forgotten. A
+pair holds all that a prediction needs, so --anew makes those of the present record from it, and "measured_beside"
+says which record was there then. It is for kernels that have not changed. Weights are random and every layer is a
+copy of the first, with memory of its own. Before tokens are timed, prompts run through the first layer only: what
+stands in the other layers' pages does not change how long reading it takes.
 """
 import argparse
 import json
@@ -20,7 +23,7 @@ import re
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 ROWS, ANSWER = 16, 12  # sequences at most; steps of a pair, of which the median counts
@@ -64,25 +67,31 @@ def repeated(m):
     return lambda name: random(re.sub(r"layers\.\d+", "layers.0", name))
 
 
-def load(model, dtype, length, rows):
-    """An engine, the bytes that the process had without it, and the machine."""
-    from gramme.config import EngineConfig, GenerationDefaults
-    from gramme.kernels.load import backend
+def planned(model, dtype, length=None, rows=1):
+    """What is opened, its plan, and the machine."""
+    from gramme.config import EngineConfig
     from gramme.kernels.present import available
-    from gramme.llm.engine import Engine
-    from gramme.models.load import build
     from gramme.models.open import open_model
     from gramme.plan.hardware import this_machine
-    from gramme.plan.limits import resident_bytes
     from gramme.plan.planner import plan
-    from gramme.runtime.runner import Runner
 
     config = EngineConfig(model=model, dtype=dtype, prefix_caching=False, max_model_len=length, max_num_seqs=ROWS,
-                          kv_tokens=rows * (length + 16))
-    opened = open_model(config)
-    m, hardware = opened.config, replace(this_machine(), backends=available())
-    decided = plan(m, config, hardware)
-    kernels = backend(decided.backend, decided.threads)
+                          kv_tokens=None if length is None else rows * (length + 16))
+    opened, hardware = open_model(config), replace(this_machine(), backends=available())
+    return opened, plan(opened.config, config, hardware), hardware
+
+
+def load(model, dtype, length, rows):
+    """An engine, the bytes that the process had without it, and the machine."""
+    from gramme.config import GenerationDefaults
+    from gramme.kernels.load import backend
+    from gramme.llm.engine import Engine
+    from gramme.models.load import build
+    from gramme.plan.limits import resident_bytes
+    from gramme.runtime.runner import Runner
+
+    opened, decided, hardware = planned(model, dtype, length, rows)
+    m, kernels = opened.config, backend(decided.backend, decided.threads)
     before = resident_bytes()
     source, kept = (repeated(m), Copies()) if model else (opened.source, None)
     decoder = build(m, source, kernels, decided.dtype, decided.max_model_len, kept=kept)
@@ -161,12 +170,10 @@ class Prompts:
 
         return measure(self.engine, Test(name=f"pp{tokens}", prompt=tokens))
 
-    def pair(self, hardware, then):
-        from gramme.plan import check
-
-        seconds, e = self.measure(self.tokens), self.engine
+    def timed(self):
+        """Tokens and seconds."""
         self.tokens -= 1
-        return [check.prefill(e.model, e.plan, h, self.tokens + 1, seconds, calibrated=False) for h in (hardware, then)]
+        return self.tokens + 1, self.measure(self.tokens + 1)
 
     def close(self):
         pass
@@ -196,18 +203,15 @@ class Tokens:
             if time.perf_counter() < end:
                 self.engine.step()
 
-    def pair(self, hardware, then):
-        from gramme.plan import check
-
+    def timed(self):
+        """Tokens of each context, and seconds."""
         self.warm()
         times = []
         for _ in range(ANSWER):
             began = time.perf_counter()
             self.engine.step()
             times.append(time.perf_counter() - began)
-        contexts = [len(seq.tokens) - ANSWER // 2 for seq in self.engine.scheduler.running]
-        return [check.decode(self.engine.model, self.engine.plan, h, contexts, median(times), calibrated=False)
-                for h in (hardware, then)]
+        return round(mean(len(seq.tokens) for seq in self.engine.scheduler.running)) - ANSWER // 2, median(times)
 
     def close(self):
         for i in range(ROWS):
@@ -223,6 +227,18 @@ def parsed(point):
     if match := re.fullmatch(r"tg(\d+)@(\d+)", point):
         return "tg", int(match[1]), int(match[2])
     raise SystemExit(f"{point}: a point is pp256, tg4@1024 or memory")
+
+
+def pair(m, p, hardware, point, tokens, seconds, rates):
+    """What was measured beside what is predicted for it."""
+    from gramme.plan import check
+
+    kind, rows, _ = parsed(point)
+    plain, then = (check.prefill(m, p, h, tokens, seconds, calibrated=False) if kind == "pp" else
+                   check.decode(m, p, h, [tokens] * rows, seconds, calibrated=False)
+                   for h in (hardware, rescaled(hardware, rates)))
+    return {"tokens": tokens, "measured_s": seconds, "unscaled_s": plain.plain_s, "rescaled_s": then.plain_s,
+            "share": then.bottleneck.floor_s / seconds, "bound": then.bottleneck.bound, "rates": rates}
 
 
 def summary(pairs):
@@ -257,23 +273,33 @@ def run(args):
     probe = Probe(engine.runner.backend, args.dtype) if timed else None
     for point, (kind, rows, tokens) in timed.items():
         known = entries().get(name, {}).get("points", {}).get(point, {})
-        pairs = known["pairs"] if known.get("record") == hardware.source else []
+        known = known if known.get("record") == hardware.source else {"record": hardware.source, "pairs": []}
+        pairs = known["pairs"]
         if len(pairs) >= args.pairs:
             continue
         subject = Prompts(engine, tokens, len(pairs)) if kind == "pp" else Tokens(engine, rows, tokens)
         while len(pairs) < args.pairs and time.monotonic() - begun_s < args.seconds:
             probed = probe.rates()
-            plain, then = subject.pair(hardware, rescaled(hardware, probed))
-            pairs.append({"measured_s": plain.measured_s, "unscaled_s": plain.plain_s, "rescaled_s": then.plain_s,
-                          "share": then.bottleneck.floor_s / then.measured_s, "bound": then.bottleneck.bound,
-                          "rates": probed})
-            save(point, {"record": hardware.source} | summary(pairs))
+            pairs.append(pair(engine.model, engine.plan, hardware, point, *subject.timed(), probed))
+            save(point, known | summary(pairs))
         subject.close()
         if pairs:
             made = summary(pairs)
             print(f"{name} {point:10} {1e3 * made['measured_s']:9.2f} ms  {made['rescaled_error']:+.0%} of the "
                   f"rescaled prediction, {made['unscaled_error']:+.0%} of the unscaled, {made['share']:.0%} of the "
                   f"ceiling, {len(pairs)} pairs", flush=True)
+
+
+def anew():
+    """By the present record, from what was measured beside an older one."""
+    for name, entry in entries().items():
+        opened, p, hardware = planned(*(name.split() if " " in name else ("", "auto")))
+        for point, known in entry["points"].items():
+            if known.get("record") != hardware.source:
+                pairs = [pair(opened.config, p, hardware, point, r["tokens"], r["measured_s"], r["rates"])
+                         for r in known["pairs"]]
+                made = {"record": hardware.source, "measured_beside": known.get("measured_beside", known["record"])}
+                saved(name, point, made | summary(pairs), hardware)
 
 
 def entries():
@@ -323,6 +349,7 @@ if __name__ == "__main__":
     parser.add_argument("points", nargs="?", default="pp64,pp256,tg1@64,tg4@64,tg16@64")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no pair after so many")
+    parser.add_argument("--anew", action="store_true")
     parser.add_argument("--plot", action="store_true")
     given = parser.parse_args()
-    plot() if given.plot else run(given)
+    plot() if given.plot else anew() if given.anew else run(given)

@@ -22,6 +22,7 @@ def test_a_token_of_mistral_7b_by_hand():
     assert one.matmul_ops == 2 * (layers + 32000 * 4096)
     assert one.weight_bytes == 2 * layers + 2 * 32000 * 4096 + 4 * 65 * 4096 + 2 * 4096
     assert one.kv_bytes == 2049 * 128 * 1024
+    assert (one.keys, one.kv_elements) == (32 * 2049 * 8, 32 * 2049 * 8 * 2 * 128)
     assert one.attention_ops == 32 * 4 * 4096 * 2048
 
 
