@@ -77,8 +77,9 @@ def record(a: Advice, hardware: Hardware) -> dict[str, Any]:
 def flags(a: Advice) -> str:
     """The recommendation as the flags of `gramme run` and `gramme serve`."""
     e = a.engine
-    return (f"--dtype {a.plan.dtype} --max-model-len {e.max_model_len} --max-num-seqs {e.max_num_seqs} "
-            f"--kv-tokens {e.kv_tokens} --max-num-batched-tokens {e.max_num_batched_tokens}")
+    return (f"--dtype {a.plan.dtype} --kv-cache-dtype {a.plan.kv_dtype} --max-model-len {e.max_model_len} "
+            f"--max-num-seqs {e.max_num_seqs} --kv-tokens {e.kv_tokens} "
+            f"--max-num-batched-tokens {e.max_num_batched_tokens}")
 
 
 def _hardware(asked: PlanOptions) -> Hardware:

@@ -1,9 +1,11 @@
 """What to expect of a model on a machine, and which configuration meets a goal: the planner's second half.
 
-Tries every form of the weights and every length of a chunk through `plan` and `roofline`. Reads and measures nothing.
+Tries every form of the weights, of keys and values and every length of a chunk through `plan` and `roofline`. Reads and
+measures nothing.
 """
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 from gramme.config import ConfigError, EngineConfig, ModelConfig, Plan
@@ -17,6 +19,7 @@ from gramme.plan.units import gb, ms
 Factors = Callable[[str, str, int], Mapping[str, Factor]]  # backend, dtype, weight bytes -> calibration by phase
 
 QUANT = {"w4": ("int4",), "w8": ("int8",), "bf16": ("bfloat16",), "auto": ("bfloat16", "int8", "int4")}
+KV = ("auto", "int8")  # the backend's own, 16 bits or more, is the widest; 8 cost less than narrower weights do
 CHUNKS = (512, 256, 128, 64)
 STALL = 2.0  # a step with a prefill chunk may take this many times as long as a token of the others
 MOST_DRAFT, FREE = 8, 1.05  # guesses are free while a step takes at most 5 % longer
@@ -73,7 +76,7 @@ def advise(m: ModelConfig, engine: EngineConfig, hardware: Hardware, goal: Goal,
         goal = _smaller(goal)
         fitting = list(_candidates(m, engine, hardware, goal, quant))
     if not fitting:
-        plan(m, _configured(engine, asked, QUANT[quant][-1], CHUNKS[-1]), hardware)  # raises, with the ledger
+        plan(m, _narrowest(engine, asked, quant), hardware)  # raises, with the ledger
     best = _best([_trial(m, e, p, hardware, goal, factors) for e, p in fitting])
     binding = best.binding if goal is asked else _memory_binding(m, engine, hardware, asked, goal, quant)
     return _advice(m, best, goal, binding)
@@ -97,20 +100,30 @@ def forecast(m: ModelConfig, p: Plan, s: Setup, goal: Goal) -> Forecast:
 
 def _candidates(m: ModelConfig, engine: EngineConfig, hardware: Hardware, goal: Goal,
                 quant: str) -> Iterator[tuple[EngineConfig, Plan]]:
-    """Configurations that fit, the widest weights and the longest chunks first."""
-    forms = QUANT[quant] if engine.dtype == "auto" else (engine.dtype,)
-    for dtype in forms:
-        for chunk in CHUNKS if engine.max_num_batched_tokens is None else (engine.max_num_batched_tokens,):
-            configured = _configured(engine, goal, dtype, chunk)
-            try:
-                yield configured, plan(m, configured, hardware)
-            except ConfigError:
-                continue
+    """Configurations that fit, the widest weights, then keys and values, and the longest chunks first."""
+    for dtype, kv, chunk in product(*_choices(engine, quant)):
+        configured = _configured(engine, goal, dtype, kv, chunk)
+        try:
+            yield configured, plan(m, configured, hardware)
+        except ConfigError:
+            continue
 
 
-def _configured(engine: EngineConfig, goal: Goal, dtype: str, chunk: int) -> EngineConfig:
-    return replace(engine, dtype=dtype, max_model_len=goal.context, max_num_seqs=goal.concurrency,
+def _choices(engine: EngineConfig, quant: str) -> tuple[Sequence[str], Sequence[str], Sequence[int]]:
+    """Forms of the weights, of keys and values, and chunks: what the user named, else all."""
+    return (QUANT[quant] if engine.dtype == "auto" else (engine.dtype,),
+            KV if engine.kv_cache_dtype == "auto" else (engine.kv_cache_dtype,),
+            CHUNKS if engine.max_num_batched_tokens is None else (engine.max_num_batched_tokens,))
+
+
+def _configured(engine: EngineConfig, goal: Goal, dtype: str, kv: str, chunk: int) -> EngineConfig:
+    return replace(engine, dtype=dtype, kv_cache_dtype=kv, max_model_len=goal.context, max_num_seqs=goal.concurrency,
                    kv_tokens=goal.context * goal.concurrency, max_num_batched_tokens=max(chunk, goal.concurrency))
+
+
+def _narrowest(engine: EngineConfig, goal: Goal, quant: str) -> EngineConfig:
+    dtypes, kvs, chunks = _choices(engine, quant)
+    return _configured(engine, goal, dtypes[-1], kvs[-1], chunks[-1])
 
 
 class Trial(NamedTuple):
@@ -212,10 +225,9 @@ def _smaller(goal: Goal) -> Goal:
 
 def _memory_binding(m: ModelConfig, engine: EngineConfig, hardware: Hardware, asked: Goal, goal: Goal,
                     quant: str) -> Binding:
-    narrowest = engine.dtype if engine.dtype != "auto" else QUANT[quant][-1]
-    configured = _configured(engine, asked, narrowest, CHUNKS[-1])
-    needed = plan(m, replace(configured, memory=None), replace(hardware, free_bytes=1 << 50)).ledger.total
-    budget = plan(m, _configured(engine, goal, narrowest, CHUNKS[-1]), hardware).ledger.budget
+    configured = replace(_narrowest(engine, asked, quant), memory=None)
+    needed = plan(m, configured, replace(hardware, free_bytes=1 << 50)).ledger.total
+    budget = plan(m, _narrowest(engine, goal, quant), hardware).ledger.budget
     return Binding(constraint="memory", asked=needed, reached=budget, because=(
         f"{asked.concurrency} contexts of {asked.context} need {gb(needed)}, there are {gb(budget)}; "
         f"{goal.concurrency} of {goal.context} fit"))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gramme.cli.plan import flags
 from gramme.config import ConfigError, EngineConfig
 from gramme.models.dummy import SHAPES
 from gramme.plan import calibration, cost, roofline
@@ -53,6 +54,19 @@ def test_memory_that_is_short_binds_and_fewer_requests_are_proposed():
     assert a.binding.constraint == "memory" and a.plan.max_rows < 8 and a.plan.ledger.left >= 0
     with pytest.raises(ConfigError, match="does not fit"):
         advise(MISTRAL, EngineConfig(), replace(CPU, free_bytes=10**9), GOAL)
+
+
+def test_keys_and_values_are_made_narrower_before_weights_are():
+    goal = Goal(context=2048, prompt=1024, concurrency=32)
+    wide = advise(LLAMA, EngineConfig(), CPU, goal, "bf16")
+    assert wide.plan.kv_dtype == "float16"
+    room = replace(CPU, free_bytes=wide.plan.ledger.total - wide.plan.ledger.kv // 4)
+    a = advise(LLAMA, EngineConfig(), room, goal)
+    assert (a.plan.dtype, a.plan.kv_dtype, a.binding) == ("bfloat16", "int8", None)
+    assert plan(LLAMA, a.engine, room) == a.plan
+    assert "--kv-cache-dtype int8" in flags(a)
+    asked = advise(LLAMA, EngineConfig(kv_cache_dtype="float16"), room, goal)
+    assert (asked.plan.dtype, asked.plan.kv_dtype) == ("int8", "float16")
 
 
 def test_what_is_recommended_is_what_the_planner_accepts():
