@@ -26,6 +26,7 @@ from gramme.models.load import build
 from gramme.models.open import Opened, open_model
 from gramme.plan.hardware import this_machine
 from gramme.plan.limits import resident_bytes
+from gramme.plan.memory import results_bytes
 from gramme.plan.planner import plan
 from gramme.request import (
     NOTHING,
@@ -178,8 +179,7 @@ class Engine:
     def hold(self) -> None:
         """Take and touch the memory of the largest step now, so that none is missing in the middle of an answer. Who
         runs one prompt leaves it: its steps may never be so large."""
-        ledger = self.plan.ledger
-        self.runner.device.hold(ledger.activations + ledger.attention)
+        self.runner.device.hold(results_bytes(self.plan))
 
     def idle(self) -> bool:
         """Do one thing that waits until nothing else is to be done; whether there was one."""

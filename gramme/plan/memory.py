@@ -3,7 +3,7 @@
 Lines for weights, keys and values are exact (tests/laws/test_memory.py); those for a step are what its largest mix of
 rows can need in the backend at hand, so that no mix of requests needs more.
 """
-from gramme.config import INTEGER_BITS, Ledger, ModelConfig, matrix_bytes
+from gramme.config import INTEGER_BITS, Ledger, ModelConfig, Plan, matrix_bytes
 from gramme.plan import gpu_memory
 from gramme.plan.cost import Weights
 
@@ -46,6 +46,11 @@ def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: st
         graphs=graphs, driver=DRIVER_BYTES if gpu else 0,
         budget=budget,
     )
+
+
+def results_bytes(p: Plan) -> int:
+    """Of the operations of the largest step; what the CPU kernels' threads work in has its own place."""
+    return p.ledger.activations + p.ledger.attention - (p.threads * SCRATCH_BYTES if p.backend == "cpu" else 0)
 
 
 def captured_bytes(m: ModelConfig, w: Weights, chunk: int, length: int, threads: int) -> int:

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -224,7 +225,9 @@ void *gramme_pool_new(const Level *level, int threads) {
     pool->level = level;
     pool->threads = threads < 1 ? 1 : threads;
     for (int i = 0; i < pool->threads; i++) {
-        pool->workers.emplace_back().scratch = (char *)aligned_alloc(64, SCRATCH_BYTES);
+        char *scratch = (char *)aligned_alloc(64, SCRATCH_BYTES);
+        if (scratch) memset(scratch, 0, SCRATCH_BYTES);  // until then it is promised only
+        pool->workers.emplace_back().scratch = scratch;
     }
     pool->open();
     return pool;
