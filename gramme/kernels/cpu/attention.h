@@ -145,6 +145,7 @@ static const char *gather_keys(const Args *a, const Block &b, int64_t shift, int
     int64_t r = 0;                                                                                                     \
     for (; r + ATTEND_ROWS <= rows; r += ATTEND_ROWS) CALL(ATTEND_ROWS);                                               \
     for (; ATTEND_ROWS > 4 && r + 4 <= rows; r += 4) CALL(4);                                                          \
+    for (; r + 3 <= rows; r += 3) CALL(3);                                                                             \
     for (; r + 2 <= rows; r += 2) CALL(2);                                                                             \
     for (; r < rows; r++) CALL(1)
 
