@@ -61,6 +61,8 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
             for (int t = 0; t < TT; t++)
                 for (int v = 0; v < NV; v++) sum[r][t][v] = vi_zero();
         const int8_t *a = x.values + token * x.columns + g * GROUP;
+        if (CODES == PACKED)
+            for (int r = 0; r < RB; r++) __builtin_prefetch(scales[r] + (g / ratio) * 16 + AHEAD / 16);  // as far, in groups of 32
 #pragma GCC unroll 1
         for (int part = 0; part < GROUP; part += 32, a += 32) {
             vd dots[RB][TT][NV];
@@ -249,72 +251,74 @@ static Acts acts_of(const Args *a) {
     return {floats(a, 3), (const int8_t *)a->p[3], floats(a, 4), floats(a, 5), a->n[2], a->n[5]};
 }
 
+static int64_t bytes_of_rows(const Args *a, int64_t rows) {
+    static const int64_t bytes[] = {128, 64, 64, 16, 32};  // of 32 rows of a column, by kind
+    return a->n[2] * bytes[a->n[3]] * rows / 32;
+}
+
 // Strips are gathered into chunks of at least 128 kB of weights, so that claiming one costs nothing beside reading it.
 static int64_t strips_a_chunk(const Args *a) {
-    static const int64_t bytes[] = {128, 64, 64, 16, 32};  // of 32 rows of a column, by kind
-    int64_t strip_bytes = a->n[2] * bytes[a->n[3]];
+    const int64_t strip_bytes = bytes_of_rows(a, STRIP * 16);
     return a->n[0] >= UNPACK_TOKENS || strip_bytes >= 131072 ? 1 : ceil_div(131072, strip_bytes);
 }
 static int64_t matmul_chunks(const Args *a, int) {
     return a->n[0] ? ceil_div(ceil_div(a->n[1], STRIP * 16), strips_a_chunk(a)) : 0;
 }
 
-static void matmul(const Args *a, int64_t chunk, char *scratch) {
+constexpr size_t ROWS_SCRATCH = TOKENS * STRIP * 16 * sizeof(float) + STRIP * COLUMNS * 16;
+
+// y (tokens, count; `stride` from token to token) = rows `row` and following times `tokens` tokens from `token` on.
+static void some_rows(const Args *a, int64_t row, int64_t count, int64_t token, int64_t tokens, char *scratch, float *y,
+                      int64_t stride) {
     const Matrix m = matrix_of(a);
     const Acts x = acts_of(a);
-    float *y = (float *)scratch;
-    uint8_t *unpacked = (uint8_t *)(y + TOKENS * STRIP * 16);
-    const int64_t n = a->n[1], blocks = ceil_div(n, 16), per = strips_a_chunk(a);
-    const int64_t end = min64((chunk + 1) * per, ceil_div(blocks, STRIP));
-    for (int64_t s = chunk * per; s < end; s++) {
-        const int64_t pair[STRIP] = {s * STRIP, min64(s * STRIP + 1, blocks - 1)};
-        for (int64_t token = 0; token < a->n[0]; token += TOKENS) {
-            const int64_t tokens = min64(TOKENS, a->n[0] - token);
-            strip(m, pair, x, token, tokens, y, unpacked);
-            for (int64_t t = 0; t < tokens; t++) {
-                float *out = (float *)a->p[7] + (token + t) * n + s * STRIP * 16;
-                for (int64_t i = 0; i < min64(STRIP * 16, n - s * STRIP * 16); i++)
-                    out[i] = y[t * STRIP * 16 + i] * m.unit + (a->p[6] ? floats(a, 6)[s * STRIP * 16 + i] : 0.0f);
-            }
+    float *tile = (float *)scratch;
+    uint8_t *unpacked = (uint8_t *)(tile + TOKENS * STRIP * 16);
+    for (int64_t block = row / 16; block * 16 < row + count; block += STRIP) {
+        const int64_t pair[STRIP] = {block, min64(block + 1, (row + count - 1) / 16)};
+        const int64_t first = max64(row, block * 16), n = min64(row + count, (block + STRIP) * 16) - first;
+        strip(m, pair, x, token, tokens, tile, unpacked);
+        for (int64_t t = 0; t < tokens; t++) {
+            const float *from = tile + t * STRIP * 16 + first - block * 16, *bias = floats(a, 6);
+            float *__restrict to = y + t * stride + first - row;
+            if (bias) for (int64_t i = 0; i < n; i++) to[i] = from[i] * m.unit + bias[first + i];
+            else for (int64_t i = 0; i < n; i++) to[i] = from[i] * m.unit;
         }
     }
 }
 
-// silu(gate) * up, where the gate's rows are the first half of the matrix. A chunk makes `width` columns of y, a whole
-// group of them where y is quantised. Where the half is no multiple of 16, rows of up lie across two blocks.
-static int64_t gate_up_width(const Args *a) { return a->n[6] > 64 ? a->n[6] : 64; }
-static int64_t gate_up_chunks(const Args *a, int) { return a->n[0] ? ceil_div(a->n[1] / 2, gate_up_width(a)) : 0; }
-
-static void add_bias(const Args *a, int64_t row, int64_t count, float unit, float *y) {
-    for (int64_t i = 0; i < count; i++) y[i] = y[i] * unit + (a->p[6] ? floats(a, 6)[row + i] : 0.0f);
+static void matmul(const Args *a, int64_t chunk, char *scratch) {
+    const int64_t rows = strips_a_chunk(a) * STRIP * 16, first = chunk * rows, count = min64(rows, a->n[1] - first);
+    for (int64_t token = 0; token < a->n[0]; token += TOKENS)
+        some_rows(a, first, count, token, min64(TOKENS, a->n[0] - token), scratch,
+                  (float *)a->p[7] + token * a->n[1] + first, a->n[1]);
 }
 
+// silu(gate) * up, where the gate's rows are the first half of the matrix. A chunk makes `width` columns of y, whole groups
+// of them where y is quantised: first from all its rows of the gate, then from those of up. For few tokens memory is the
+// limit, and it is read fastest in long streams.
+static int64_t gate_up_width(const Args *a) {
+    int64_t width = max64(64, a->n[6]);
+    while (a->n[0] < UNPACK_TOKENS && width < 256 && bytes_of_rows(a, width) < 262144) width *= 2;
+    return width;
+}
+static int64_t gate_up_chunks(const Args *a, int) { return a->n[0] ? ceil_div(a->n[1] / 2, gate_up_width(a)) : 0; }
+
 static void gate_up(const Args *a, int64_t chunk, char *scratch) {
-    const Matrix m = matrix_of(a);
-    const Acts x = acts_of(a);
-    const int64_t f = a->n[1] / 2, width = gate_up_width(a), group = a->n[6], first = chunk * width, shift = f % 16;
-    float *y = (float *)scratch, *across = y + TOKENS * STRIP * 16, *wide = across + TOKENS * STRIP * 16;
-    uint8_t *unpacked = (uint8_t *)(wide + TOKENS * 128);
-    const int64_t columns = min64(width, f - first), last = ceil_div(2 * f, 16) - 1;
+    const int64_t f = a->n[1] / 2, width = gate_up_width(a), group = a->n[6], first = chunk * width;
+    const int64_t columns = min64(width, f - first), stride = ceil_div(columns, 16) * 16;
+    float *gate = (float *)(scratch + ROWS_SCRATCH), *up = gate + min64(TOKENS, a->n[0]) * width;
     for (int64_t token = 0; token < a->n[0]; token += TOKENS) {
         const int64_t tokens = min64(TOKENS, a->n[0] - token);
-        for (int64_t c = 0; c < columns; c += 16) {
-            const int64_t up = (f + first + c) / 16, pair[STRIP] = {(first + c) / 16, up};
-            const int64_t both[STRIP] = {up, min64(up + 1, last)}, count = min64(16, columns - c);
-            strip(m, pair, x, token, tokens, y, unpacked);
-            if (shift) strip(m, both, x, token, tokens, across, unpacked);
-            for (int64_t t = 0; t < tokens; t++) {
-                float *g = y + t * STRIP * 16, *u = shift ? across + t * STRIP * 16 + shift : g + 16;
-                add_bias(a, first + c, count, m.unit, g);
-                add_bias(a, f + first + c, count, m.unit, u);
-                for (int v = 0; v < NV; v++)
-                    vf_store(wide + t * width + c + v * VL, swiglu(vf_load(g + v * VL), vf_load(u + v * VL)));
-            }
-        }
+        some_rows(a, first, columns, token, tokens, scratch, gate, stride);
+        some_rows(a, f + first, columns, token, tokens, scratch, up, stride);
+        for (int64_t i = 0; i < tokens * stride; i += VL)
+            vf_store(gate + i, swiglu(vf_load(gate + i), vf_load(up + i)));
         for (int64_t t = 0; t < tokens; t++) {
             const int64_t at = (token + t) * f + first;
-            if (!group) __builtin_memcpy((float *)a->p[7] + at, wide + t * width, (size_t)columns * sizeof(float));
-            else quantise_row(wide + t * width, columns, group, (int8_t *)a->p[7] + at, (float *)a->p[8] + at / group,
+            const float *y = gate + t * stride;
+            if (!group) __builtin_memcpy((float *)a->p[7] + at, y, (size_t)columns * sizeof(float));
+            else quantise_row(y, columns, group, (int8_t *)a->p[7] + at, (float *)a->p[8] + at / group,
                               (float *)a->p[9] + at / group);
         }
     }

@@ -5,6 +5,7 @@
 #define NV (16 / VL)  // vectors in 16 lanes
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static const float *floats(const Args *a, int i) { return (const float *)a->p[i]; }
 

@@ -1,9 +1,10 @@
 // Runs a list of calls on several threads. The only file that knows threads; it knows no kernel.
 //
-// Chunks of the current call are claimed, a few in a row, by whichever thread is running: nobody waits for a thread that
+// A call's chunks lie in as many regions as there are threads. A thread claims a few in a row in the region of its own,
+// so that it reads memory as one long stream, and when that is empty in those of others: nobody waits for a thread that
 // the system has not scheduled, only for chunks that were claimed. Whoever finishes a call's last chunk starts the next
-// call, so no thread is special. One 64-bit word says all: which call, how many chunks, which is next. A claim is a
-// compare-and-swap on it, so a thread that slept through a call cannot claim a chunk of another.
+// call, so no thread is special. One 64-bit word says all of a region: of which call, where it ends, which chunk is next.
+// A claim is a compare-and-swap on it, so a thread that slept through a call cannot claim a chunk of another.
 #include "gramme_cpu.h"
 
 #include <linux/futex.h>
@@ -43,19 +44,21 @@ int64_t now_ns() {
     return t.tv_sec * 1'000'000'000ll + t.tv_nsec;
 }
 
-// generation (24 bits), chunks (20), next (20)
+// generation (24 bits), end (20), next (20)
 constexpr uint64_t FIELD = (1 << 20) - 1;
-uint64_t word_of(uint64_t generation, uint64_t chunks) { return generation << 40 | chunks << 20; }
-uint64_t chunks_of(uint64_t w) { return w >> 20 & FIELD; }
+uint64_t word_of(uint64_t generation, uint64_t next, uint64_t end) { return generation << 40 | end << 20 | next; }
+uint64_t end_of(uint64_t w) { return w >> 20 & FIELD; }
 uint64_t next_of(uint64_t w) { return w & FIELD; }
 
-// What one thread needs: room to work in, where it runs, and a guess of whether it shares its core. A thread that is
-// interrupted while it holds a chunk keeps all others waiting for a time slice, so one that was interrupted lately offers
-// its core between chunks, before the system takes it. (An offer that is taken counts as an interruption, so it is
-// repeated for as long as somebody wants the core. Beside a process that spins, offers every 2, 6 and 20 ms let prefill
-// keep 64, 66 and 68 % of its quiet speed, and decode, whose threads wait for each other more often, 62, 65 and 58 %: so
-// it depends on how long what was claimed took.)
+// What one thread needs: its region of the current call, room to work in, where it runs, and a guess of whether it shares
+// its core. A thread that is interrupted while it holds a chunk keeps all others waiting for a time slice, so one that was
+// interrupted lately offers its core between chunks, before the system takes it. (An offer that is taken counts as an
+// interruption, so it is repeated for as long as somebody wants the core. Beside a process that spins, offers every 2, 6
+// and 20 ms let prefill keep 64, 66 and 68 % of its quiet speed, and decode, whose threads wait for each other more often,
+// 62, 65 and 58 %: so it depends on how long what was claimed took.)
 struct alignas(64) Worker {
+    std::atomic<uint64_t> region{0};
+    int number;
     char *scratch;
     std::atomic<int> cpu{ASLEEP};
     int64_t claimed_ns = 0, looked_ns = 0;
@@ -68,14 +71,13 @@ struct Pool {
     pid_t owner;
     std::vector<std::thread> helpers;
     std::deque<Worker> workers;          // the first is the caller's
-    std::atomic<uint64_t> word{0};
     std::atomic<uint64_t> done{0};       // chunks of the current call that have been run
     std::atomic<uint32_t> active{0};     // lists of calls begun; odd while one runs. Helpers sleep on it
     std::atomic<uint32_t> sleepers{0};
     std::atomic<bool> closing{false};
     const Call *calls = nullptr;
-    int64_t count = 0, index = 0;        // of calls; written by whoever advances, before `word` is published
-    uint64_t generation = 0;
+    int64_t count = 0, index = 0;        // of calls; written by whoever advances, before the regions are published
+    uint64_t generation = 0, chunks = 0; // of the current call
 
     const Kernel &kernel() const { return level->kernels[calls[index].op]; }
 
@@ -83,31 +85,40 @@ struct Pool {
     void start(char *scratch) {
         for (; index < count; index++) {
             const Args *a = calls[index].args;
-            int64_t chunks = kernel().chunks(a, threads);
+            chunks = (uint64_t)kernel().chunks(a, threads);
             if (chunks > 1 && threads > 1) {
                 done.store(0, std::memory_order_relaxed);
                 generation = (generation + 1) & 0xffffff;
-                word.store(word_of(generation, (uint64_t)chunks), std::memory_order_release);
+                for (Worker &w : workers)  // the last one's is not empty: before it is stored the call cannot end
+                    w.region.store(word_of(generation, chunks * w.number / threads, chunks * (w.number + 1) / threads),
+                                   std::memory_order_release);
                 return;
             }
-            for (int64_t c = 0; c < chunks; c++) kernel().run(a, c, scratch);
+            for (uint64_t c = 0; c < chunks; c++) kernel().run(a, (int64_t)c, scratch);
         }
         active.fetch_add(1, std::memory_order_release);  // even: all done
     }
 
-    // Run a few chunks of the current call, if there are any to claim. Neighbours make one long stream for the memory;
-    // as few are left, fewer are taken, so that all threads end together.
+    // Run a few chunks of the current call, if there are any to claim. As few are left, fewer are taken, so that all
+    // threads end together.
     bool claim(Worker &w) {
-        uint64_t seen = word.load(std::memory_order_acquire), count;
+        for (int i = 0; i < threads; i++)
+            if (claim_in(workers[(w.number + i) % threads].region, w.scratch)) return true;
+        return false;
+    }
+
+    bool claim_in(std::atomic<uint64_t> &region, char *scratch) {
+        uint64_t seen = region.load(std::memory_order_acquire), count;
         do {
-            if (next_of(seen) >= chunks_of(seen)) return false;
-            const uint64_t share = (chunks_of(seen) - next_of(seen)) / (2 * threads);
-            count = share < 1 ? 1 : share < MOST_CHUNKS ? share : MOST_CHUNKS;
-        } while (!word.compare_exchange_weak(seen, seen + count, std::memory_order_acq_rel, std::memory_order_acquire));
-        for (uint64_t c = 0; c < count; c++) kernel().run(calls[index].args, (int64_t)(next_of(seen) + c), w.scratch);
-        if (done.fetch_add(count, std::memory_order_acq_rel) + count == chunks_of(seen)) {
+            const uint64_t share = (end_of(seen) - next_of(seen) + 1) / 2;
+            if (!share) return false;
+            count = share < MOST_CHUNKS ? share : MOST_CHUNKS;
+        } while (!region.compare_exchange_weak(seen, seen + count, std::memory_order_acq_rel, std::memory_order_acquire));
+        for (uint64_t c = 0; c < count; c++) kernel().run(calls[index].args, (int64_t)(next_of(seen) + c), scratch);
+        const uint64_t all = chunks;  // another call's, once these are done
+        if (done.fetch_add(count, std::memory_order_acq_rel) + count == all) {
             index++;
-            start(w.scratch);
+            start(scratch);
         }
         return true;
     }
@@ -225,9 +236,10 @@ void *gramme_pool_new(const Level *level, int threads) {
     pool->level = level;
     pool->threads = threads < 1 ? 1 : threads;
     for (int i = 0; i < pool->threads; i++) {
-        char *scratch = (char *)aligned_alloc(64, SCRATCH_BYTES);
-        if (scratch) memset(scratch, 0, SCRATCH_BYTES);  // until then it is promised only
-        pool->workers.emplace_back().scratch = scratch;
+        Worker &w = pool->workers.emplace_back();
+        w.number = i;
+        w.scratch = (char *)aligned_alloc(64, SCRATCH_BYTES);
+        if (w.scratch) memset(w.scratch, 0, SCRATCH_BYTES);  // until then it is promised only
     }
     pool->open();
     return pool;
