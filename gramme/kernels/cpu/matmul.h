@@ -15,7 +15,10 @@
 #define TOKENS 256       // tokens that a strip is multiplied by at a time: y of 32 kB
 #define COLUMNS 1024     // columns that are unpacked at a time: 32 kB of codes
 #define UNPACK_TOKENS 24 // from so many tokens on nibbles are unpacked once for all of them
-#define AHEAD 4096       // bytes: packed nibbles so far ahead are fetched; the next block lies behind this one
+#define AHEAD 4096       // bytes: weights so far ahead are fetched; the next block lies behind this one
+
+// Weights are read once a step: fetched as such they do not drive all else out of the last cache.
+#define FETCH(p) __builtin_prefetch(p, 0, 0)
 
 struct Matrix {
     const void *data;
@@ -62,7 +65,7 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
                 for (int v = 0; v < NV; v++) sum[r][t][v] = vi_zero();
         const int8_t *a = x.values + token * x.columns + g * GROUP;
         if (CODES == PACKED)
-            for (int r = 0; r < RB; r++) __builtin_prefetch(scales[r] + (g / ratio) * 16 + AHEAD / 16);  // as far, in groups of 32
+            for (int r = 0; r < RB; r++) FETCH(scales[r] + (g / ratio) * 16 + AHEAD / 16);  // as far, in groups of 32
 #pragma GCC unroll 1
         for (int part = 0; part < GROUP; part += 32, a += 32) {
             vd dots[RB][TT][NV];
@@ -79,7 +82,7 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
                         if (CODES == PACKED) high[r][v] = codes_high(c);
                     }
                 for (int r = 0; r < RB; r++) {
-                    if (CODES == PACKED) __builtin_prefetch(q[r] + AHEAD);
+                    if (CODES == PACKED) FETCH(q[r] + AHEAD);
                     q[r] += 64;
                 }
 #pragma GCC unroll 8
@@ -202,7 +205,9 @@ static inline void float_tile(const void *data, const int64_t *starts, const flo
     for (int r = 0; r < STRIP; r++)
         for (int t = 0; t < TT; t++)
             for (int v = 0; v < NV; v++) acc[r][t][v] = vf_load(y + t * STRIP * 16 + r * 16 + v * VL);
+    const int64_t size = KIND == KIND_F32 ? 4 : 2;
     for (int64_t k = 0; k < columns; k++) {
+        for (int r = 0; r < STRIP; r++) FETCH((const char *)data + (starts[r] + k * 16) * size + AHEAD);
         vf w[STRIP][NV];
         for (int r = 0; r < STRIP; r++)
             for (int v = 0; v < NV; v++) w[r][v] = load_kind<KIND>(data, starts[r] + k * 16 + v * VL);
