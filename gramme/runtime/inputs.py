@@ -35,21 +35,24 @@ class HostStep:
 
 
 def host_step(batch: Batch, page_size: int) -> HostStep:
+    """Lists, since most steps are a few tokens: numpy's calls cost more than they do when the weights have just gone
+    through the caches."""
     rows = batch.rows
-    counts = [len(row.tokens) for row in rows]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    positions = np.concatenate([np.arange(row.start, row.start + n) for row, n in zip(rows, counts, strict=True)])
-    lengths = np.array([row.start + n for row, n in zip(rows, counts, strict=True)])
-    pages = np.zeros((len(rows), -(-int(lengths.max()) // page_size)), np.int64)
+    tokens, positions, slots, starts = [], [], [], [0]
+    for row in rows:
+        span, pages = range(row.start, row.start + len(row.tokens)), row.seq.pages
+        tokens += row.tokens
+        positions += span
+        slots += [pages[p // page_size] * page_size + p % page_size for p in span]
+        starts.append(len(tokens))
+    lengths = [row.start + len(row.tokens) for row in rows]
+    table = np.zeros((len(rows), -(-max(lengths) // page_size)), np.int32)
     for b, row in enumerate(rows):
-        used = row.seq.pages[: -(-int(lengths[b]) // page_size)]
-        pages[b, : len(used)] = used
-    owners = np.repeat(np.arange(len(rows)), counts)
-    slots = pages[owners, positions // page_size] * page_size + positions % page_size
-    feeds = tuple((int(starts[b]), row.feed) for b, row in enumerate(rows) if row.feed is not None)
-    tokens = np.concatenate([row.tokens for row in rows])
-    arrays = (a.astype(np.int32) for a in (tokens, positions, slots, starts, lengths, pages))
-    return HostStep(*arrays, max_row=max(counts), max_length=int(lengths.max()), feeds=feeds)
+        used = row.seq.pages[: -(-lengths[b] // page_size)]
+        table[b, : len(used)] = used
+    feeds = tuple((starts[b], row.feed) for b, row in enumerate(rows) if row.feed is not None)
+    arrays = (np.array(a, np.int32) for a in (tokens, positions, slots, starts, lengths))
+    return HostStep(*arrays, table, max_row=max(len(row.tokens) for row in rows), max_length=max(lengths), feeds=feeds)
 
 
 def wanted(batch: Batch, starts: np.ndarray, scored: list[bool]) -> list[Wanted]:
