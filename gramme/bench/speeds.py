@@ -39,7 +39,7 @@ SHAPES_OF = {  # width, rows of q, k and v, width of the MLP
     "memory": (2048, 2560, 5632), "memory, long rows": (4096, 1024, 5632), "cache": (384, 640, 1024)}
 CACHES, SHARE = 16, 0.4  # bytes of what lies in memory and in cache, in those of the last level: of 8, it held 12 %
 MOST_BYTES = 1 << 29
-PASSES = 6  # between passes over memory, of what it feeds
+PASSES = 3  # between passes over memory, of what it feeds
 TRIES, STEADY = 3, 1.25  # until what memory gives stays within this factor
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 64, 16
 LAYERS = 8  # of a prompt's attention
@@ -61,7 +61,6 @@ def measure(threads: int, bandwidth: float, seconds: float = 0.05) -> dict[str, 
     first = _in_cache(kernels, seconds / 2) | _overheads(threads, memory)
     rates = first | _from_memory(threads, memory, bandwidth, seconds) | {
         speeds.ATTENTION: _attention(kernels, seconds), speeds.STREAM: _stream(kernels, seconds)}
-    # What disturbs for a second is not there twice.
     again = _in_cache(kernels, seconds / 2) | _overheads(threads, memory)
     return rates | {name: max(rate, first[name]) for name, rate in again.items()}
 
@@ -83,14 +82,14 @@ def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -
 
     def add(name: str, amount: float, run: Run) -> None:
         alone, unit = speeds.FED[name]
-        if alone not in rates:
-            rates[alone] = threads * amount / _median(core, run, seconds)
+        rates[alone] = max(rates.get(alone, 0.0), threads * amount / _median(core, run, seconds / 2))
         took_s, probed = _beside(memory, _recorded(kernels, run))
-        rates[name] = speeds.rescaled(amount / took_s, *((rates[alone], given / unit) for given in (probed, bandwidth)))
+        rate = speeds.rescaled(amount / took_s, *((rates[alone], given / unit) for given in (probed, bandwidth)))
+        rates[name] = max(rates.get(name, 0.0), rate)
 
     for form, place in product(FORMS, speeds.COLUMNS):
         layers, elements = _layers(kernels, form, SHAPES_OF[place], nbytes)
-        for tokens in speeds.TOKENS:
+        for tokens in (*speeds.TOKENS, *speeds.FEW_TOKENS):  # what disturbs for a second is not there twice
             name, most = speeds.product_name(form, tokens, place), speeds.FEW_TOKENS[-1]
             part = layers[: max(1, len(layers) * most // tokens)]  # enough of them where tokens are many
             amount, run = 2 * tokens * len(part) * elements, _pass(kernels, part, tokens, form)
@@ -100,7 +99,8 @@ def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -
                 rates[name] = amount / _median(kernels, run, seconds)
     for columns in speeds.KEY_COLUMNS:
         run, count = _attending((READERS, KEYS, 1), columns, nbytes)
-        add(speeds.keys_name(columns, "memory"), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
+        for _ in range(2):
+            add(speeds.keys_name(columns, "memory"), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
     return rates
 
 
