@@ -7,7 +7,7 @@ so are keys and values, which a step finds in memory as well, for it has read al
 beyond its work is measured on models of almost nothing.
 """
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise, product
 from math import prod
@@ -35,6 +35,7 @@ from gramme.runtime.runner import Runner
 
 FORMS = ("int4", "int8", "bfloat16")
 GROUP = 32
+LONG_ROWS = [*speeds.COLUMNS][1]
 SHAPES_OF = {  # width, rows of q, k and v, width of the MLP
     "memory": (2048, 2560, 5632), "memory, long rows": (4096, 1024, 5632), "cache": (384, 640, 1024)}
 CACHES, SHARE = 16, 0.4  # bytes of what lies in memory and in cache, in those of the last level: of 8, it held 12 %
@@ -82,7 +83,8 @@ def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -
 
     def add(name: str, amount: float, run: Run) -> None:
         alone, unit = speeds.FED[name]
-        rates[alone] = max(rates.get(alone, 0.0), threads * amount / _median(core, run, seconds / 2))
+        if not name.endswith(LONG_ROWS):  # where that makes no difference
+            rates[alone] = max(rates.get(alone, 0.0), threads * amount / _median(core, run, seconds / 2))
         took_s, probed = _beside(memory, _recorded(kernels, run))
         rate = speeds.rescaled(amount / took_s, *((rates[alone], given / unit) for given in (probed, bandwidth)))
         rates[name] = max(rates.get(name, 0.0), rate)
@@ -101,7 +103,21 @@ def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -
         run, count = _attending((READERS, KEYS, 1), columns, nbytes)
         for _ in range(2):
             add(speeds.keys_name(columns, "memory"), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
-    return rates
+    return rates | _waiting(rates, bandwidth)
+
+
+def _waiting(rates: Mapping[str, float], bandwidth: float) -> dict[str, float]:
+    """What each core reaches alone, less what all lose waiting for each other at a product's end: that is seen at the
+    most of the few tokens, if memory does not bind there."""
+    found = dict[str, float]()
+    for form in FORMS:
+        together = speeds.product_name(form, speeds.FEW_TOKENS[-1], "memory")
+        alone, unit = speeds.FED[together]
+        if rates[alone] < bandwidth / unit:
+            part = min(1.0, rates[together] / rates[alone])
+            names = (speeds.product_name(form, tokens, speeds.ALONE) for tokens in speeds.FEW_TOKENS)
+            found |= {name: part * rates[name] for name in names}
+    return found
 
 
 def _beside(memory: Work, replay: Callable[[], object]) -> tuple[float, float]:

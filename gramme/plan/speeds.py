@@ -26,7 +26,6 @@ COLUMNS = {"memory": 3000.0, "memory, long rows": 4490.0}  # of the rows that ar
 ALONE = "memory, each core alone"  # as many times what one reaches while the others rest, on rows of the first length
 PLACES = ("cache", *COLUMNS)
 KEY_COLUMNS = (64, 128)  # of the keys that are measured; they and their values have 16 bits
-SHARE = 0.87  # of what memory gives, products read: 0.79 to 0.97 by form and number of tokens, this on average
 # Of the last level: up to the first part, what a step reads stays there for the next; from the second on, nothing does.
 # A cache drops what was not read for longest, and of a step's data that is what comes next. Between the two lies what
 # others, and addresses that meet in one set, take of it.
@@ -94,18 +93,14 @@ def line(hardware: Hardware, weights: Product) -> tuple[float, float]:
 
 def rescaled(rate: float, then: tuple[float, float], now: tuple[float, float]) -> float:
     """Of a product or of attention which reached `rate` when the cores would have reached then[0], had each been alone,
-    and then[1] is what memory fed them, were these to be now[0] and now[1].
+    and memory fed them at most then[1], were these to be now[0] and now[1].
 
     Either binds, not both: two cores of a Zen 5 read 37 GB/s each, whatever the other does, until they share a link of
     50. Then 4-bit weights and 1, 4 and 8 tokens took 12.7, 14.2 and 15.4 ps an element, with a link each 9.2, 10.0 and
     15.5; one core alone 17.1, 18.9 and 28.6 in both cases. Of 16 bits 42.3, 80.4 and 101.8; 29.7, 81.0 and 102.5; 57.2,
     156 and 190. Nothing is faster than memory.
     """
-    return min(rate * _bound(*now) / _bound(*then), now[1])
-
-
-def _bound(alone: float, fed: float) -> float:
-    return min(alone, SHARE * fed)
+    return min(rate * min(now) / min(then), now[1])
 
 
 def brought(rates: Mapping[str, float], bandwidth: float, arithmetic: float) -> dict[str, float]:
