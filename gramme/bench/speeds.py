@@ -7,7 +7,7 @@ so are keys and values, which a step finds in memory as well, for it has read al
 beyond its work is measured on models of almost nothing.
 """
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
 from math import prod
@@ -47,7 +47,7 @@ LAYERS = 8  # of a prompt's attention
 BEFORE, NEW = 256, 256  # tokens of the prompt that attention is measured on
 READERS, KEYS = 8, 512  # rows that decode, and what each of them sees
 SHORT, LONG = 2, 10  # layers of models of almost nothing
-ROWS, ANSWER, CHUNK = 16, 24, 32
+ROWS, ANSWER, PROMPTS, CHUNK = 16, 24, 12, 32
 LEAST_S = 1e-8
 Run = Callable[[Ops], None]  # calls of kernels
 
@@ -91,33 +91,19 @@ def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -
 
     for form, place in product(FORMS, speeds.COLUMNS):
         layers, elements = _layers(kernels, form, SHAPES_OF[place], nbytes)
-        for tokens in (*speeds.TOKENS, *speeds.FEW_TOKENS):  # what disturbs for a second is not there twice
+        for tokens in 2 * speeds.TOKENS:  # what disturbs for a second is not there twice
             name, most = speeds.product_name(form, tokens, place), speeds.FEW_TOKENS[-1]
             part = layers[: max(1, len(layers) * most // tokens)]  # enough of them where tokens are many
             amount, run = 2 * tokens * len(part) * elements, _pass(kernels, part, tokens, form)
             if tokens <= most:
                 add(name, amount, run)
             else:
-                rates[name] = amount / _median(kernels, run, seconds)
+                rates[name] = max(rates.get(name, 0.0), amount / _median(kernels, run, seconds / 2))
     for columns in speeds.KEY_COLUMNS:
         run, count = _attending((READERS, KEYS, 1), columns, nbytes)
         for _ in range(2):
             add(speeds.keys_name(columns, "memory"), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
-    return rates | _waiting(rates, bandwidth)
-
-
-def _waiting(rates: Mapping[str, float], bandwidth: float) -> dict[str, float]:
-    """What each core reaches alone, less what all lose waiting for each other at a product's end: that is seen at the
-    most of the few tokens, if memory does not bind there."""
-    found = dict[str, float]()
-    for form in FORMS:
-        together = speeds.product_name(form, speeds.FEW_TOKENS[-1], "memory")
-        alone, unit = speeds.FED[together]
-        if rates[alone] < bandwidth / unit:
-            part = min(1.0, rates[together] / rates[alone])
-            names = (speeds.product_name(form, tokens, speeds.ALONE) for tokens in speeds.FEW_TOKENS)
-            found |= {name: part * rates[name] for name in names}
-    return found
+    return rates
 
 
 def _beside(memory: Work, replay: Callable[[], object]) -> tuple[float, float]:
@@ -266,7 +252,7 @@ def _prompt_s(engine: Engine, memory: Work) -> float:
     """Of a step that runs a prompt, which comes after a pause: caches hold something else. Each has its own length, so
     that none is replayed."""
     params, times = SamplingParams(temperature=0, max_tokens=1), []
-    for i in range(ANSWER):
+    for i in range(PROMPTS):
         memory.run()
         engine.add(Request(id=str(i), prompt_token_ids=[1] * (CHUNK + i), params=params))
         began = time.perf_counter()
@@ -279,7 +265,7 @@ def _prompt_s(engine: Engine, memory: Work) -> float:
 def _median(kernels: Backend, run: Run, seconds: float) -> float:
     """Seconds of a pass without Python, replayed until the time is up."""
     replay, times, end = _recorded(kernels, run), list[float](), time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < end:
+    while not times or time.perf_counter() < end:
         times.append(seconds_of(replay))
     return median(times)
 

@@ -39,10 +39,3 @@ def test_what_memory_feeds_is_measured_until_memory_stays_as_it_is():
     memory = Namespace(best=lambda passes: next(given))
     took_s, probed = probes._beside(memory, lambda: passes.append(None))
     assert (len(passes), probed) == (2 * probes.PASSES, 75e9) and took_s >= 0
-
-
-def test_what_cores_lose_waiting_for_each_other_is_seen_where_memory_does_not_bind():
-    alone = {speeds.product_name(f, n, speeds.ALONE): 100.0 * n for f in probes.FORMS for n in speeds.FEW_TOKENS}
-    rates = alone | {speeds.product_name(f, 8, "memory"): 720.0 for f in probes.FORMS}
-    assert probes._waiting(rates, 1e12) == {name: pytest.approx(0.9 * rate) for name, rate in alone.items()}
-    assert probes._waiting(rates, 1.0) == {}
