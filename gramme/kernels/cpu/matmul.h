@@ -299,9 +299,9 @@ static void matmul(const Args *a, int64_t chunk, char *scratch) {
                   (float *)a->p[7] + token * a->n[1] + first, a->n[1]);
 }
 
-// silu(gate) * up, where the gate's rows are the first half of the matrix. A chunk makes `width` columns of y, whole groups
-// of them where y is quantised: first from all its rows of the gate, then from those of up. For few tokens memory is the
-// limit, and it is read fastest in long streams.
+// silu(gate) * up, where the gate's rows are the first half of the matrix. A chunk makes `width` columns of y, whole
+// groups of them where y is quantised: first from all its rows of the gate, then from those of up. For few tokens
+// memory is the limit, and it is read fastest in long streams.
 static int64_t gate_up_width(const Args *a) {
     int64_t width = max64(64, a->n[6]);
     while (a->n[0] < UNPACK_TOKENS && width < 256 && bytes_of_rows(a, width) < 262144) width *= 2;

@@ -1,10 +1,11 @@
 // Runs a list of calls on several threads. The only file that knows threads; it knows no kernel.
 //
-// A call's chunks lie in as many regions as there are threads. A thread claims a few in a row in the region of its own,
-// so that it reads memory as one long stream, and when that is empty in those of others: nobody waits for a thread that
-// the system has not scheduled, only for chunks that were claimed. Whoever finishes a call's last chunk starts the next
-// call, so no thread is special. One 64-bit word says all of a region: of which call, where it ends, which chunk is next.
-// A claim is a compare-and-swap on it, so a thread that slept through a call cannot claim a chunk of another.
+// A call's chunks lie in as many regions as there are threads. A thread claims a few in a row in the region of its
+// own, so that it reads memory as one long stream, and when that is empty in those of others: nobody waits for a
+// thread that the system has not scheduled, only for chunks that were claimed. Whoever finishes a call's last chunk
+// starts the next call, so no thread is special. One 64-bit word says all of a region: of which call, where it ends,
+// which chunk is next. A claim is a compare-and-swap on it, so a thread that slept through a call cannot claim a chunk
+// of another.
 #include "gramme_cpu.h"
 
 #include <linux/futex.h>
@@ -50,12 +51,12 @@ uint64_t word_of(uint64_t generation, uint64_t next, uint64_t end) { return gene
 uint64_t end_of(uint64_t w) { return w >> 20 & FIELD; }
 uint64_t next_of(uint64_t w) { return w & FIELD; }
 
-// What one thread needs: its region of the current call, room to work in, where it runs, and a guess of whether it shares
-// its core. A thread that is interrupted while it holds a chunk keeps all others waiting for a time slice, so one that was
-// interrupted lately offers its core between chunks, before the system takes it. (An offer that is taken counts as an
-// interruption, so it is repeated for as long as somebody wants the core. Beside a process that spins, offers every 2, 6
-// and 20 ms let prefill keep 64, 66 and 68 % of its quiet speed, and decode, whose threads wait for each other more often,
-// 62, 65 and 58 %: so it depends on how long what was claimed took.)
+// What one thread needs: its region of the current call, room to work in, where it runs, and a guess of whether it
+// shares its core. A thread that is interrupted while it holds a chunk keeps all others waiting for a time slice, so
+// one that was interrupted lately offers its core between chunks, before the system takes it. (An offer that is taken
+// counts as an interruption, so it is repeated for as long as somebody wants the core. Beside a process that spins,
+// offers every 2, 6 and 20 ms let prefill keep 64, 66 and 68 % of its quiet speed, and decode, whose threads wait for
+// each other more often, 62, 65 and 58 %: so it depends on how long what was claimed took.)
 struct alignas(64) Worker {
     std::atomic<uint64_t> region{0};
     int number;
