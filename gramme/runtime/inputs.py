@@ -35,8 +35,8 @@ class HostStep:
 
 
 def host_step(batch: Batch, page_size: int) -> HostStep:
-    """Lists, since most steps are a few tokens: numpy's calls cost more than they do when the weights have just gone
-    through the caches."""
+    """The arrays of a batch, gathered as lists: most steps are a few tokens, for which numpy's many calls take longer,
+    most of all when weights have just driven them out of the caches."""
     rows = batch.rows
     tokens, positions, slots, starts = [], [], [], [0]
     for row in rows:

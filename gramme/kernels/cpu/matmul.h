@@ -307,6 +307,7 @@ static int64_t gate_up_width(const Args *a) {
     while (a->n[0] < UNPACK_TOKENS && width < 256 && bytes_of_rows(a, width) < 262144) width *= 2;
     return width;
 }
+static_assert(ROWS_SCRATCH + 2 * TOKENS * 128 * sizeof(float) <= SCRATCH_BYTES, "gate and up of a chunk need room");
 static int64_t gate_up_chunks(const Args *a, int) { return a->n[0] ? ceil_div(a->n[1] / 2, gate_up_width(a)) : 0; }
 
 static void gate_up(const Args *a, int64_t chunk, char *scratch) {
