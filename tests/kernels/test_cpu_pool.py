@@ -1,6 +1,8 @@
 """The threads of the CPU kernels: several pools at once, after a fork, freed while idle, and idle at no cost."""
+import ctypes
 import gc
 import os
+import signal
 import threading
 import time
 
@@ -86,6 +88,26 @@ def test_two_python_threads_work_at_once_each_with_its_own_pool():
     for w in workers:
         w.join(60)
     assert not any(w.is_alive() for w in workers) and wrong == []
+
+
+def test_a_thread_that_is_not_running_keeps_nobody_waiting():
+    """Others take its chunks. What stops it is a signal whose handler is sleep: number 3, so for 3 seconds."""
+    before, libc, asleep_s = set(os.listdir("/proc/self/task")), ctypes.CDLL(None), int(signal.SIGQUIT)
+    kernels = CpuKernels(LEVEL, threads=2)
+    want = product(kernels)
+    helper, = set(os.listdir("/proc/self/task")) - before
+    time.sleep(0.05)  # it is parked
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    old = libc.signal(signal.SIGQUIT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+    try:
+        assert libc.tgkill(os.getpid(), int(helper), signal.SIGQUIT) == 0
+        time.sleep(0.05)
+        began = time.monotonic()
+        assert np.array_equal(product(kernels), want)
+        assert time.monotonic() - began < asleep_s / 2  # else it was waited for
+        del kernels
+    finally:
+        libc.signal(signal.SIGQUIT, old)
 
 
 def test_idle_threads_use_no_processor():
