@@ -48,6 +48,7 @@ int64_t now_ns() {
 // generation (24 bits), end (20), next (20)
 constexpr uint64_t FIELD = (1 << 20) - 1;
 uint64_t word_of(uint64_t generation, uint64_t next, uint64_t end) { return generation << 40 | end << 20 | next; }
+uint64_t generation_of(uint64_t w) { return w >> 40; }
 uint64_t end_of(uint64_t w) { return w >> 20 & FIELD; }
 uint64_t next_of(uint64_t w) { return w & FIELD; }
 
@@ -57,11 +58,16 @@ uint64_t next_of(uint64_t w) { return w & FIELD; }
 // counts as an interruption, so it is repeated for as long as somebody wants the core. Beside a process that spins,
 // offers every 2, 6 and 20 ms let prefill keep 64, 66 and 68 % of its quiet speed, and decode, whose threads wait for
 // each other more often, 62, 65 and 58 %: so it depends on how long what was claimed took.)
+// A line of cache that another core has written takes up to 0.5 us to come, as long as a small call: what others
+// write, what they read and what nobody else looks at lie in lines of their own.
 struct alignas(64) Worker {
     std::atomic<uint64_t> region{0};
-    int number;
+    const Call *call = nullptr;  // that the region is of; stands as long as one of its chunks is not counted
+    alignas(64) int number;
     char *scratch;
     std::atomic<int> cpu{ASLEEP};
+    alignas(64) uint64_t uncounted = 0;  // chunks that it has run
+    uint64_t emptied = 0;  // the call of which no region has chunks left
     int64_t claimed_ns = 0, looked_ns = 0;
     long interruptions = 0;
 };
@@ -72,56 +78,79 @@ struct Pool {
     pid_t owner;
     std::vector<std::thread> helpers;
     std::deque<Worker> workers;          // the first is the caller's
-    std::atomic<uint64_t> done{0};       // chunks of the current call that have been run
-    std::atomic<uint32_t> active{0};     // lists of calls begun; odd while one runs. Helpers sleep on it
+    alignas(64) std::atomic<uint64_t> left{0};  // chunks of the current call that are not counted as run
+    const Call *calls = nullptr;         // these four are read and written by whoever advances
+    int64_t count = 0, index = 0;
+    uint64_t generation = 0;
+    alignas(64) std::atomic<uint32_t> active{0};  // lists of calls begun; odd while one runs. Helpers sleep on it
     std::atomic<uint32_t> sleepers{0};
     std::atomic<bool> closing{false};
-    const Call *calls = nullptr;
-    int64_t count = 0, index = 0;        // of calls; written by whoever advances, before the regions are published
-    uint64_t generation = 0, chunks = 0; // of the current call
 
-    const Kernel &kernel() const { return level->kernels[calls[index].op]; }
+    const Kernel &kernel(const Call &call) const { return level->kernels[call.op]; }
 
     // Start call `index` or a later one: calls of one chunk are run here, the first of several is published.
     void start(char *scratch) {
         for (; index < count; index++) {
-            const Args *a = calls[index].args;
-            chunks = (uint64_t)kernel().chunks(a, threads);
+            const Call &call = calls[index];
+            const uint64_t chunks = (uint64_t)kernel(call).chunks(call.args, threads);
             if (chunks > 1 && threads > 1) {
-                done.store(0, std::memory_order_relaxed);
+                left.store(chunks, std::memory_order_relaxed);
                 generation = (generation + 1) & 0xffffff;
-                for (Worker &w : workers)  // the last one's is not empty: before it is stored the call cannot end
+                for (Worker &w : workers) {  // the last one's is not empty: before it is stored the call cannot end
+                    w.call = &call;
                     w.region.store(word_of(generation, chunks * w.number / threads, chunks * (w.number + 1) / threads),
                                    std::memory_order_release);
+                }
                 return;
             }
-            for (uint64_t c = 0; c < chunks; c++) kernel().run(a, (int64_t)c, scratch);
+            for (uint64_t c = 0; c < chunks; c++) kernel(call).run(call.args, (int64_t)c, scratch);
         }
         active.fetch_add(1, std::memory_order_release);  // even: all done
     }
 
-    // Run a few chunks of the current call, if there are any to claim. As few are left, fewer are taken, so that all
-    // threads end together.
-    bool claim(Worker &w) {
-        for (int i = 0; i < threads; i++)
-            if (claim_in(workers[(w.number + i) % threads].region, w.scratch)) return true;
-        return false;
+    // Run chunks of the current call as long as there are any to claim. Whether there were.
+    bool work(Worker &w) {
+        const uint64_t call = generation_of(w.region.load(std::memory_order_acquire));
+        if (call == w.emptied) return false;  // while a thread waits it looks at nothing that others write
+        bool whole = true, any = false;
+        for (int i = 0; i < threads; i++) {
+            Worker &of = workers[(w.number + i) % threads];
+            uint64_t seen;
+            while (claim(of, w, seen)) {
+                any = true;
+                between_chunks(w);
+            }
+            whole &= generation_of(seen) == call;  // else it was not published yet
+        }
+        if (whole) w.emptied = call;
+        counted(w);
+        return any;
     }
 
-    bool claim_in(std::atomic<uint64_t> &region, char *scratch) {
-        uint64_t seen = region.load(std::memory_order_acquire), count;
+    // Run a few chunks of a region, `seen` before. As few are left, fewer are taken, so that all threads end together.
+    bool claim(Worker &of, Worker &w, uint64_t &seen) {
+        uint64_t count;
+        seen = of.region.load(std::memory_order_acquire);
         do {
             const uint64_t share = (end_of(seen) - next_of(seen) + 1) / 2;
             if (!share) return false;
             count = share < MOST_CHUNKS ? share : MOST_CHUNKS;
-        } while (!region.compare_exchange_weak(seen, seen + count, std::memory_order_acq_rel, std::memory_order_acquire));
-        for (uint64_t c = 0; c < count; c++) kernel().run(calls[index].args, (int64_t)(next_of(seen) + c), scratch);
-        const uint64_t all = chunks;  // another call's, once these are done
-        if (done.fetch_add(count, std::memory_order_acq_rel) + count == all) {
-            index++;
-            start(scratch);
-        }
+        } while (!of.region.compare_exchange_weak(seen, seen + count, std::memory_order_acq_rel,
+                                                  std::memory_order_acquire));
+        const Call &call = *of.call;
+        for (uint64_t c = 0; c < count; c++) kernel(call).run(call.args, (int64_t)(next_of(seen) + c), w.scratch);
+        w.uncounted += count;
         return true;
+    }
+
+    // Who counts a call's last chunk starts the next one.
+    void counted(Worker &w) {
+        const uint64_t run = w.uncounted;
+        w.uncounted = 0;
+        if (run && left.fetch_sub(run, std::memory_order_acq_rel) == run) {
+            index++;
+            start(w.scratch);
+        }
     }
 
     void between_chunks(Worker &w) {
@@ -132,7 +161,10 @@ struct Pool {
         w.looked_ns = now;
         rusage r;
         getrusage(RUSAGE_THREAD, &r);
-        if (r.ru_nivcsw != w.interruptions) sched_yield();
+        if (r.ru_nivcsw != w.interruptions) {
+            counted(w);
+            sched_yield();
+        }
         w.interruptions = r.ru_nivcsw;
     }
 
@@ -174,8 +206,7 @@ struct Pool {
         int64_t idle_since = now_ns();
         while (!closing.load(std::memory_order_relaxed)) {
             const uint32_t seen = active.load(std::memory_order_acquire);
-            if (claim(w)) {
-                between_chunks(w);
+            if (work(w)) {
                 idle_since = 0;
                 continue;
             }
@@ -202,8 +233,7 @@ struct Pool {
         start(w.scratch);
         int64_t waiting_since = 0;
         while (active.load(std::memory_order_acquire) & 1) {
-            if (claim(w)) {
-                between_chunks(w);
+            if (work(w)) {
                 waiting_since = 0;
                 continue;
             }
