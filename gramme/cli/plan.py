@@ -13,6 +13,7 @@ from typing import Any
 from gramme.cli.flags import settle
 from gramme.cli.options import PlanOptions
 from gramme.config import ConfigError, EngineConfig, ModelConfig
+from gramme.formats.quantization import quantization_config
 from gramme.formats.store import config_directory
 from gramme.kernels.present import available
 from gramme.models.config import read_config
@@ -43,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def model_config(engine: EngineConfig) -> ModelConfig:
-    """From a directory, a shape, a GGUF file, or a hub id whose config.json is fetched when it is not here yet."""
+    """From a directory, a shape, a GGUF file, or a hub id whose config.json is fetched when it is not here yet. Of
+    packed weights that are here already, what they are is read from their headers."""
     model = engine.model
     if model.startswith("dummy:"):
         return dummy(model.removeprefix("dummy:"))
@@ -52,7 +54,12 @@ def model_config(engine: EngineConfig) -> ModelConfig:
 
         return open_model(engine).config
     embedded = Path(__file__).parent.parent / "embedded"
-    return read_config(config_directory(model, engine.revision) if model else embedded)
+    directory = config_directory(model, engine.revision) if model else embedded
+    if quantization_config(directory) is None:
+        return read_config(directory)
+    from gramme.models.open import foretold, open_model
+
+    return open_model(engine).config if any(directory.glob("*.safetensors")) else foretold(directory)
 
 
 def record(a: Advice, hardware: Hardware) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gramme.config import ModelError
 from gramme.formats.checkpoint import Checkpoint
 from gramme.formats.fields import Fields
-from gramme.formats.files import read_json
 from gramme.formats.grouped import Form
+from gramme.formats.quantization import quantization_config
 from gramme.formats.schemes import AWQ, GPTQ, LEAST_GROUP, Float, Int, Matrix, Packed, Parts, Scheme
 
 MAX_PATTERN_CHARS, MAX_NAME_CHARS, MAX_REPEATS = 500, 200, 4
@@ -23,12 +22,13 @@ class Recipe(NamedTuple):
     scheme_of: Callable[[str], Scheme | None]  # by a module's name; None: it should not be packed
     markers: frozenset[str]
     ignored: tuple[str, ...] = ()  # parts that say nothing of weights
+    head: bool = False  # whether heads are packed like other modules
 
 
 def open_checkpoint(directory: Path) -> "Checkpoint | Quantised":
     """Raises ModelError naming the file and the field."""
     checkpoint = Checkpoint(directory)
-    found = _quantization_config(directory)
+    found = quantization_config(directory)
     return checkpoint if found is None else Quantised(checkpoint, _recipe(found))
 
 
@@ -60,27 +60,33 @@ class Quantised:
         return self._schemes[module].read(Parts(self._checkpoint, module))
 
 
+class Foretold:
+    """The same before any tensor is here: what quantization_config alone says of the modules of a checkpoint."""
+
+    def __init__(self, found: Fields):
+        self._recipe, self._schemes = _recipe(found), dict[str, Scheme]()
+        self.head = self._recipe.head
+
+    def form(self, name: str, columns: int) -> Form | None:
+        module = name.removesuffix(".weight")
+        scheme = self._recipe.scheme_of(module)
+        if scheme is None:
+            return None
+        self._schemes[module] = scheme
+        return scheme.form(columns)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Of what was asked about so far."""
+        return tuple(sorted({s.note for s in self._schemes.values()}))
+
+
 def _scheme(recipe: Recipe, checkpoint: Checkpoint, module: str) -> Scheme:
     scheme = recipe.scheme_of(module)
     if scheme is None:
         part = next(p for p in recipe.markers if f"{module}.{p}" in checkpoint.names)
         raise Parts(checkpoint, module).error(part, "is packed, but quantization_config leaves this module out")
     return scheme
-
-
-def _quantization_config(directory: Path) -> Fields | None:
-    """In config.json; in a file of its own before 2024."""
-    if (directory / "config.json").exists():
-        raw = read_json(directory, "config.json")
-        found = raw.get("quantization_config", raw.get("compression_config"))
-        if found is not None:
-            if not isinstance(found, dict):
-                raise ModelError(f"config.json: quantization_config must be an object, not {found!r:.60}")
-            return Fields("config.json: quantization_config", found)
-    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
-        if (directory / name).exists():
-            return Fields(name, {"quant_method": method} | read_json(directory, name))
-    return None
 
 
 def _recipe(c: Fields) -> Recipe:
@@ -110,7 +116,7 @@ def _gptq(c: Fields) -> Recipe:
         own = Fields(f"{c.file}: dynamic {key!r:.60}", dict(c.raw) | (values if isinstance(values, dict) else {}))
         rules.append((pattern, None if key.startswith("-:") else scheme(own)))
     found = lambda module: next((s for p, s in rules if p.match(module[:MAX_NAME_CHARS])), base)
-    return Recipe(found, frozenset({"qweight"}))
+    return Recipe(found, frozenset({"qweight"}), head=c.flag("lm_head"))
 
 
 def _awq(c: Fields) -> Recipe:
@@ -146,7 +152,7 @@ def _compressed(c: Fields) -> Recipe:
     left_out = _matcher(c, "ignore", [(name, True) for name in _strings(c, "ignore")])
     found = _matcher(c, "targets", targets)
     return Recipe(lambda module: None if left_out(module) else found(module),
-                  frozenset(s.marker for _, s in targets), ("k_scale", "v_scale", "q_scale", "output_scale"))
+                  frozenset(s.marker for _, s in targets), ("k_scale", "v_scale", "q_scale", "output_scale"), head=True)
 
 
 def _compressed_scheme(c: Fields, form: Any) -> Scheme:

@@ -41,7 +41,11 @@ GGUF_LLAMA = replace(GGUF, interleaved=True)  # llama.cpp's converter reorders t
 SKIPPED = re.compile(r".*\.rotary_emb\.inv_freq|rope_freqs\.weight")  # computed or read with the config
 
 
-class Tensors(Protocol):
+class Forms(Protocol):
+    def form(self, name: str, columns: int) -> Form | None: ...  # None: floats, or no such tensor
+
+
+class Tensors(Forms, Protocol):
     """What a file gives: names, and a tensor for each."""
 
     notes: tuple[str, ...]  # how they are stored, and what reading them costs
@@ -50,7 +54,6 @@ class Tensors(Protocol):
     def names(self) -> list[str]: ...
     def home(self, name: str) -> str: ...  # the file's name
     def tensor(self, name: str) -> np.ndarray | Grouped | Reordered: ...
-    def form(self, name: str, columns: int) -> Form | None: ...  # None: floats, or no such tensor
 
 
 def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]],
@@ -79,7 +82,7 @@ def source_of(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[
     return source, check
 
 
-def stored(tensors: Tensors, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> Stored:
+def stored(tensors: Forms, layout: Layout, m: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> Stored:
     """What the loader keeps as integers: where all matrices that are multiplied as one are."""
     def size(prefix: str, *parts: str) -> tuple[int, int]:
         shapes = [wanted[prefix + part] for part in parts if prefix + part in wanted]

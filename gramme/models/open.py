@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gramme.config import EngineConfig, GenerationDefaults, ModelConfig
 from gramme.formats.gguf import GGUFFile
-from gramme.formats.quantised import open_checkpoint
+from gramme.formats.quantised import Foretold, open_checkpoint
+from gramme.formats.quantization import quantization_config
 from gramme.formats.store import resolve
 from gramme.models.config import read_config, read_generation
 from gramme.models.dummy import dummy
@@ -67,6 +68,18 @@ def _opened(name: str, m: ModelConfig, defaults: GenerationDefaults, tensors: Te
     source, check_all_used = source_of(tensors, layout, m, wanted)
     m = replace(m, stored=stored(tensors, layout, m, wanted), notes=tensors.notes)
     return Opened(name, m, defaults, source, text, check_all_used, files)
+
+
+def foretold(directory: Path) -> ModelConfig:
+    """What a directory's JSON alone says of a model, before its weights are here; of the embedding table, that it is
+    floats. Raises ModelError naming the file and the field."""
+    m, found = read_config(directory), quantization_config(directory)
+    if found is None:
+        return m
+    tensors = Foretold(found)
+    floats = {"embed"} if tensors.head else {"embed", "head"}
+    wanted = {name: shape for name, shape in shapes(m) if name not in floats}
+    return replace(m, stored=stored(tensors, HF, m, wanted), notes=tensors.notes)
 
 
 def watched(opened: Opened, progress: Callable[[int, int], None]) -> Opened:

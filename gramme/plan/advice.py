@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
-from gramme.config import ConfigError, EngineConfig, ModelConfig, Plan
+from gramme.config import ConfigError, EngineConfig, ModelConfig, Plan, Stored
 from gramme.plan import cost, roofline
 from gramme.plan.gpus import Prediction
 from gramme.plan.hardware import Hardware
-from gramme.plan.planner import plan
+from gramme.plan.planner import forms, plan
 from gramme.plan.roofline import Bottleneck, Factor, Setup
 from gramme.plan.units import gb, ms
 
@@ -150,12 +150,13 @@ def _best(trials: Sequence[Trial]) -> Trial:
 def _advice(m: ModelConfig, trial: Trial, goal: Goal, binding: Binding | None) -> Advice:
     engine, p, s, f, _ = trial
     draft = _free_guesses(m, p, s, goal)
-    ends = {wider: roofline.advantage_ends(m, "int4", wider, p.kv_dtype, goal.prompt, s)
+    free = replace(m, stored=Stored())  # of what the file keeps as it is there is no other form to compare with
+    ends = {wider: roofline.advantage_ends(free, "int4", wider, p.kv_dtype, goal.prompt, s)
             for wider in ("int8", "bfloat16")}
     token_bytes = m.kv_token_bytes(p.kv_dtype)
     return Advice(engine=engine, plan=p, forecast=f, draft_tokens=draft, advantage_ends=ends,
                   tokens_fit=(p.ledger.left + p.ledger.kv) // token_bytes,
-                  why=_why(p, f, goal, draft, token_bytes, s), binding=binding)
+                  why=_why(m, p, f, goal, draft, token_bytes, s), binding=binding)
 
 
 def _missed(p: Plan, f: Forecast, goal: Goal) -> Binding | None:
@@ -191,11 +192,13 @@ def _free_guesses(m: ModelConfig, p: Plan, s: Setup, goal: Goal) -> int:
     return count
 
 
-def _why(p: Plan, f: Forecast, goal: Goal, draft: int, token_bytes: int, s: Setup) -> tuple[str, ...]:
+def _why(m: ModelConfig, p: Plan, f: Forecast, goal: Goal, draft: int, token_bytes: int,
+         s: Setup) -> tuple[str, ...]:
     steps = -(-goal.prompt // p.max_batch_tokens)
+    kept = ", integers being run as they are" if m.stored.layers[0] else ""
     return (
-        f"weights as {p.dtype}: {gb(p.ledger.weights)}, the widest form that fits in {gb(p.ledger.budget)} and comes "
-        f"nearest to the targets; a token takes {ms(f.tpot.seconds)}",
+        f"weights as {forms(m, p.dtype)}: {gb(p.ledger.weights)}{kept}, the widest form that fits in "
+        f"{gb(p.ledger.budget)} and comes nearest to the targets; a token takes {ms(f.tpot.seconds)}",
         f"keys and values as {p.kv_dtype}: {gb(token_bytes)} a token, {gb(p.ledger.kv)} for {goal.concurrency} "
         f"context{'s' if goal.concurrency > 1 else ''} of {goal.context}",
         f"chunks of {p.max_batch_tokens} tokens: the prompt of {goal.prompt} runs in {steps} "

@@ -46,6 +46,11 @@ def lines(ledger: Ledger) -> Iterator[tuple[str, int]]:
     yield from ((name, getattr(ledger, key)) for key, name in LINES.items() if getattr(ledger, key))
 
 
+def forms(model: ModelConfig, dtype: str) -> str:
+    """What the weights are in memory, in words."""
+    return f"the file's integers and {dtype}" if model.stored.layers[0] else dtype
+
+
 def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Plan:
     """What the wishes come to, whether it fits or not: at least one context is planned for."""
     backend = _backend(engine, hardware)
@@ -86,7 +91,7 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
         watts=None if engine.power is None else parse_watts(engine.power),
         price=None if engine.price is None else parse_price(engine.price),
         notes=(
-            f"{backend} kernels, weights as {_forms(model, dtype)}: {gb(w.total)}",
+            f"{backend} kernels, weights as {forms(model, dtype)}: {gb(w.total)}",
             f"KV as {kv_dtype}: {pages - 1} pages of {size} tokens, {gb((pages - 1) * page_bytes)}",
             f"a step of at most {chunk} tokens and {rows} rows: {gb(_step_bytes(ledger(0, chunk)))}",
             *model.notes,
@@ -160,10 +165,6 @@ def _largest(most: int, good: Callable[[int], bool]) -> int:
 
 def _backend(engine: EngineConfig, hardware: Hardware) -> str:
     return hardware.backends[0] if engine.backend == "auto" else engine.backend
-
-
-def _forms(model: ModelConfig, dtype: str) -> str:
-    return f"the file's integers and {dtype}" if model.stored.layers[0] else dtype
 
 
 def _step_bytes(ledger: Ledger) -> int:

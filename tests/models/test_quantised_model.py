@@ -15,7 +15,7 @@ from gramme.kernels.present import available
 from gramme.models.config import read_config
 from gramme.models.load import _weight, build, shapes
 from gramme.models.names import HF, their_name
-from gramme.models.open import open_model
+from gramme.models.open import foretold, open_model
 from gramme.quant.weights import Dense, Integers
 
 BACKENDS = [name for name in available() if name in ("cpu", "reference")]
@@ -171,3 +171,36 @@ def test_tensors_without_a_place_and_without_a_partner(tmp_path):
     o = "model.layers.0.mlp.down_proj."
     swapped = {q + p: tensors[o + p] for p in ("qweight", "qzeros", "scales", "g_idx")}
     refused(tensors | swapped, r"q_proj.weight has shape \[64, 128\], the config says \[64, 64\]")
+
+
+def ct(weights, form, ignore=("lm_head",)):
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": form, "ignore": list(ignore), "config_groups": groups}
+
+
+INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+
+
+@pytest.mark.parametrize("config, marker, plain", [
+    (GPTQ, "qweight", ("embed", "head")), (GPTQ | {"sym": True, "bits": 8}, "qweight", ("embed", "head")),
+    (GPTQ | {"lm_head": True}, "qweight", ("embed",)),
+    (GPTQ | {"dynamic": {"-:.*down_proj": {}, r"+:.*layers\.1\..*": {"bits": 8}}}, "qweight",
+     ("embed", "head", "layers.0.down", "layers.1.down")),
+    (AWQ, "qweight", ("embed", "head")),
+    (AWQ | {"modules_to_not_convert": ["v_proj"]}, "qweight", ("embed", "head", "layers.0.v", "layers.1.v")),
+    (ct(INT4, "pack-quantized"), "weight_packed", ("embed", "head")),
+    (ct(INT4 | {"symmetric": False}, "pack-quantized", ignore=()), "weight_packed", ("embed",)),
+    (ct({"num_bits": 8, "strategy": "channel"}, "int-quantized"), "weight_scale", ("embed", "head")),
+    (FP8, "weight_scale", ("embed", "head")),
+])
+def test_a_config_alone_foretells_what_the_headers_of_the_weights_say(tmp_path, config, marker, plain):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": config}))
+    told = foretold(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    names = [(their_name(name, HF), len(shape) == 1 or name in plain) for name, shape in shapes(told)]
+    write_safetensors(tmp_path / "model.safetensors", {
+        name if floats else name.removesuffix("weight") + marker: np.zeros(0, np.float16) for name, floats in names})
+    found = open_model(EngineConfig(model=str(tmp_path))).config
+    assert (told.stored, told.notes) == (found.stored, found.notes)
+    assert (found.stored.layers[0] > 0) == (config is not FP8) and told.notes

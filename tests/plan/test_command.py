@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from gramme.cli.main import run
-from gramme.config import ConfigError
+from gramme.config import ConfigError, EngineConfig
 from gramme.models.dummy import SHAPES
+from gramme.models.open import EMBEDDED, open_model
+from gramme.plan import cost
 
 KEYS = {"predicted", "ledger", "bottleneck", "recommended", "binding"}
 
@@ -41,6 +43,18 @@ def test_a_directory_with_a_config_and_no_weights_is_enough(capsys, tmp_path):
         "max_position_embeddings": 2048}))
     code, out, _ = planned(capsys, str(tmp_path), "--quant", "w4", "--json")
     assert code == 0 and json.loads(out)["ledger"]["weights"] == SHAPES["1b"].weight_bytes("int4")
+
+
+def test_the_plan_of_integers_counts_what_is_run_whether_the_weights_are_here_or_their_config_alone(capsys, tmp_path):
+    opened = open_model(EngineConfig()).config
+    assert opened.stored.layers[0], "the embedded model is of floats now: take another"
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
+    for words in ((), (str(tmp_path),)):
+        code, out, _ = planned(capsys, *words, "--json")
+        assert code == 0 and json.loads(out)["ledger"]["weights"] == cost.weights(opened, "bfloat16").total
+        text = planned(capsys, *words, "--why", "--quant", "w8")[1]
+        assert "weights as the file's integers and int8" in text and "below a batch of 1\n" not in text
 
 
 @pytest.mark.parametrize("words, said", [
