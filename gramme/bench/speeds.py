@@ -35,7 +35,6 @@ from gramme.runtime.runner import Runner
 
 FORMS = ("int4", "int8", "bfloat16")
 GROUP = 32
-LONG_ROWS = [*speeds.COLUMNS][1]
 SHAPES_OF = {  # width, rows of q, k and v, width of the MLP
     "memory": (2048, 2560, 5632), "memory, long rows": (4096, 1024, 5632), "cache": (384, 640, 1024)}
 CACHES, SHARE = 16, 0.4  # bytes of what lies in memory and in cache, in those of the last level: of 8, it held 12 %
@@ -79,15 +78,16 @@ def _in_cache(kernels: Backend, seconds: float) -> dict[str, float]:
 def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -> dict[str, float]:
     """By all cores, while memory gives `bandwidth`, and where that binds by each alone."""
     kernels, core = backend("cpu", threads), backend("cpu", 1)
-    nbytes, rates = min(MOST_BYTES, CACHES * this_machine().cache_bytes), dict[str, float]()
+    nbytes = min(MOST_BYTES, CACHES * this_machine().cache_bytes)
+    rates = {speeds.ALONE: max(bandwidth, threads * reading(core).rate(seconds))}
+
+    def best(name: str, rate: float) -> None:
+        rates[name] = max(rates.get(name, 0.0), rate)
 
     def add(name: str, amount: float, run: Run) -> None:
-        alone, unit = speeds.FED[name]
-        if not name.endswith(LONG_ROWS):  # where that makes no difference
-            rates[alone] = max(rates.get(alone, 0.0), threads * amount / _median(core, run, seconds / 2))
+        best(speeds.by_itself(name), threads * amount / _median(core, run, seconds / 2))
         took_s, probed = _beside(memory, _recorded(kernels, run))
-        rate = speeds.rescaled(amount / took_s, *((rates[alone], given / unit) for given in (probed, bandwidth)))
-        rates[name] = max(rates.get(name, 0.0), rate)
+        best(name, speeds.rescaled(name, amount / took_s, rates, probed, bandwidth))
 
     for form, place in product(FORMS, speeds.COLUMNS):
         layers, elements = _layers(kernels, form, SHAPES_OF[place], nbytes)
@@ -98,11 +98,11 @@ def _from_memory(threads: int, memory: Work, bandwidth: float, seconds: float) -
             if tokens <= most:
                 add(name, amount, run)
             else:
-                rates[name] = max(rates.get(name, 0.0), amount / _median(kernels, run, seconds / 2))
+                best(name, amount / _median(kernels, run, seconds / 2))
     for columns in speeds.KEY_COLUMNS:
         run, count = _attending((READERS, KEYS, 1), columns, nbytes)
         for _ in range(2):
-            add(speeds.keys_name(columns, "memory"), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
+            add(speeds.keys_name(columns), 2 * READERS * KEYS * KV_HEADS * columns * count, run)
     return rates
 
 

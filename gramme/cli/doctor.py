@@ -62,15 +62,16 @@ def _speeds(rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Of our CPU kernels, where they were measured."""
     if speeds.STEP not in rates:
         return
-    for form, (place, tokens) in product(speeds.BYTES, [*((place, speeds.TOKENS) for place in speeds.PLACES),
-                                                        (speeds.ALONE, speeds.FEW_TOKENS)]):
-        each = ", ".join(f"{rates[speeds.product_name(form, n, place)] / 1e9:.0f}" for n in tokens)
-        yield f"{form} from {place}", f"{each} G operations/s"
+    for form, place in product(speeds.BYTES, speeds.PLACES):
+        names = [speeds.product_name(form, n, place) for n in speeds.TOKENS]
+        for some in (names, [speeds.by_itself(name) for name in names if name in speeds.FED]):
+            if some:
+                yield some[0].replace("x1 ", ""), f"{', '.join(f'{rates[n] / 1e9:.0f}' for n in some)} G operations/s"
     yield "of tokens", ", ".join(map(str, speeds.TOKENS))
     yield speeds.ATTENTION, f"{rates[speeds.ATTENTION] / 1e9:.0f} G operations/s"
-    for columns, place in product(speeds.KEY_COLUMNS, ("memory", speeds.ALONE)):
-        name = speeds.keys_name(columns, place)
-        yield name, f"{rates[name] / 1e9:.1f} G elements/s"
+    for columns, name in product(speeds.KEY_COLUMNS, (str, speeds.by_itself)):
+        of = name(speeds.keys_name(columns))
+        yield of, f"{rates[of] / 1e9:.1f} G elements/s"
     for name in (speeds.STEP, speeds.CALLED_STEP, speeds.ROW, speeds.LAYER, speeds.CALLED_LAYER, speeds.LAYER_ROW):
         yield name, f"{1e6 / rates[name]:.1f} us beside its work"
 

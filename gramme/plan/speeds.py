@@ -7,8 +7,7 @@ of two lengths: what is done once a row and its tile, beside reading it, weighs 
 values, are measured on heads of two sizes, for each has some work of its own besides.
 
 Why also by one core at a time: what memory gives all cores changes, on a virtual machine by half from one second to
-the next, what a core takes alone does not. `rescaled` says what follows, a roofline (Williams, Waterman and Patterson,
-2009) whose roof was measured too.
+the next, what a core takes alone does not. `fed` says what follows.
 """
 from collections.abc import Mapping
 from itertools import pairwise, product
@@ -23,7 +22,6 @@ BYTES = {"int4": 0.5625, "int8": 1.0625, "bfloat16": 2.0}  # of an element in th
 MOST_BYTES = {"int4": MOST_4_BITS, "int8": 1.5}  # of an element, with its part of scales and zero points
 MASKED_KEYS = 64
 COLUMNS = {"memory": 3000.0, "memory, long rows": 4490.0}  # of the rows that are measured, on average over elements
-ALONE = "memory, each core alone"  # as many times what one reaches while the others rest, on rows of the first length
 PLACES = ("cache", *COLUMNS)
 KEY_COLUMNS = (64, 128)  # of the keys that are measured; they and their values have 16 bits
 # Of the last level: up to the first part, what a step reads stays there for the next; from the second on, nothing does.
@@ -46,18 +44,24 @@ def product_name(form: str, tokens: int, place: str) -> str:
     return f"{form} x{tokens} from {place}"
 
 
-def keys_name(columns: int, place: str) -> str:
+def keys_name(columns: int) -> str:
     """Of a rate in elements of keys and values a second, which tokens read."""
-    return f"keys of {columns} columns from {place}"
+    return f"keys of {columns} columns from memory"
 
 
-# What memory feeds: the rate of each core alone, and bytes of what is counted.
-FED = {product_name(form, tokens, place): (product_name(form, tokens, ALONE), BYTES[form] / (2 * tokens))
+def by_itself(name: str) -> str:
+    """Of as many times the rate that one core reaches while the others rest."""
+    return f"{name}, each core alone"
+
+
+# What memory feeds, and bytes of what is counted.
+FED = {product_name(form, tokens, place): BYTES[form] / (2 * tokens)
        for form, tokens, place in product(BYTES, FEW_TOKENS, COLUMNS)} | {
-    keys_name(columns, "memory"): (keys_name(columns, ALONE), 2.0) for columns in KEY_COLUMNS}
+    keys_name(columns): 2.0 for columns in KEY_COLUMNS}
+ALONE = by_itself("bandwidth")
 NAMES = frozenset({product_name(*key) for key in product(BYTES, TOKENS, PLACES)} | FED.keys() | {
-    alone for alone, _ in FED.values()} | {
-    ATTENTION, STREAM, ROW, STEP, LAYER, CALLED_STEP, CALLED_LAYER, LAYER_ROW, REPLAYS})
+    by_itself(name) for name in FED} | {
+    ALONE, ATTENTION, STREAM, ROW, STEP, LAYER, CALLED_STEP, CALLED_LAYER, LAYER_ROW, REPLAYS})
 
 
 def known(hardware: Hardware) -> bool:
@@ -91,28 +95,37 @@ def line(hardware: Hardware, weights: Product) -> tuple[float, float]:
     return a - each * least, each
 
 
-def rescaled(rate: float, then: tuple[float, float], now: tuple[float, float]) -> float:
-    """Of a product or of attention which reached `rate` when the cores would have reached then[0], had each been alone,
-    and memory fed them at most then[1], were these to be now[0] and now[1].
+def fed(cores: float, nbytes: float, bandwidth: float, alone: float) -> float:
+    """What cores reach at once, of something with so many bytes, that would reach `cores` if each had memory to itself;
+    memory gives them `bandwidth` bytes a second, and `alone` if each has it to itself.
 
-    Either binds, not both: two cores of a Zen 5 read 37 GB/s each, whatever the other does, until they share a link of
-    50. Then 4-bit weights and 1, 4 and 8 tokens took 12.7, 14.2 and 15.4 ps an element, with a link each 9.2, 10.0 and
-    15.5; one core alone 17.1, 18.9 and 28.6 in both cases. Of 16 bits 42.3, 80.4 and 101.8; 29.7, 81.0 and 102.5; 57.2,
-    156 and 190. Nothing is faster than memory.
+    Where the two are equal, each core has a way to memory of its own. Else they share one, whose width follows from
+    `bandwidth`, and wait for each other: times add up as cubes, most where both take as long. Two cores of a Zen 5
+    read 37 GB/s each, until they share a link, then 50 together. There 4-bit weights and 1, 4 and 8 tokens took 12.7,
+    14.2 and 15.4 ps an element, with a link each 9.2, 10.0 and 15.5; one core alone 17.1, 18.9 and 28.6 in both cases.
+    From either to the other this is right within a tenth; also of 8 bits (24.4, 28.1, 32.9; 18.5, 23.9, 34.2; 34.8,
+    44.8, 63.2) and of 16 (40.8, 67.8; 31.2, 68; 56, 133).
     """
-    return min(rate * min(now) / min(then), now[1])
+    link = max(0.0, bandwidth**-3 - alone**-3) * nbytes**3
+    return float((cores**-3 + link) ** (-1 / 3))
+
+
+def rescaled(name: str, rate: float, rates: Mapping[str, float], then: float, now: float) -> float:
+    """Of what memory feeds, which reached `rate` when memory gave `then` bytes a second, were it to give `now`."""
+    nbytes, alone = FED[name], rates[ALONE]
+    first, second = (fed(rates[by_itself(name)], nbytes, given, alone) for given in (then, now))
+    return min(rate * second / first, now / nbytes)
 
 
 def brought(rates: Mapping[str, float], bandwidth: float, arithmetic: float) -> dict[str, float]:
     """A machine's rates where memory gives so many bytes a second, and cores multiply so many times as fast."""
-    fed = {name: rescaled(rates[name], *((rates[alone], given / nbytes) for given in (rates["bandwidth"], bandwidth)))
-           for name, (alone, nbytes) in FED.items()}
+    fed = {name: rescaled(name, rates[name], rates, rates["bandwidth"], bandwidth) for name in FED}
     return {name: rate * arithmetic for name, rate in rates.items()} | {"bandwidth": bandwidth} | fed
 
 
 def key_element_s(columns: float, rates: Mapping[str, float]) -> float:
     """Seconds of an element of keys and values: each key has its own part, which more columns share."""
-    (few, a), (many, b) = ((1 / n, 1 / rates[keys_name(n, "memory")]) for n in KEY_COLUMNS)
+    (few, a), (many, b) = ((1 / n, 1 / rates[keys_name(n)]) for n in KEY_COLUMNS)
     return a + (b - a) * min(1.0, max(0.0, (1 / columns - few) / (many - few)))
 
 
