@@ -14,6 +14,7 @@ from gramme.plan.units import gb, parse_price, parse_watts
 
 def main(args: argparse.Namespace) -> None:
     from gramme.bench.run import bench, line, record, tests
+    from gramme.kernels.load import machine
     from gramme.llm.engine import Engine
 
     asked = settle(args, BenchOptions)
@@ -22,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     config = replace(settle(args, EngineConfig), skip_tokenizer_init=True, prefix_caching=False)
     million(config, 0.0)  # found to be wrong now rather than at the end
     engine = Engine.load(config)
-    hardware = replace(this_machine(), backends=available())
+    hardware = machine(engine.plan.backend, replace(this_machine(), backends=available()))
     results = []
     for result in bench(engine, hardware, tests(), asked.repeats, asked.calibration):
         print(line(result), flush=True)

@@ -1,19 +1,18 @@
 """`gramme pull`, `list`, `show`, `rm`: models on this machine."""
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from gramme.cli.flags import settle
 from gramme.cli.options import OutputOptions
 from gramme.config import EngineConfig, Plan
 from gramme.formats import store
 from gramme.kernels.load import backend
-from gramme.kernels.present import available
+from gramme.kernels.present import foreseen
 from gramme.llm.energy import power
 from gramme.llm.report import Facts, Loaded, found, report, text
 from gramme.models import layouts
 from gramme.models.open import Opened, open_model
-from gramme.plan.hardware import this_machine
 from gramme.plan.planner import plan
 from gramme.plan.units import gb
 from gramme.request import EngineStats
@@ -48,7 +47,7 @@ def _rm(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     config = settle(args, EngineConfig)
     opened = open_model(config)
-    decided = plan(opened.config, config, replace(this_machine(), backends=available()))
+    decided = plan(opened.config, config, foreseen(config.backend))
     drawn = power(decided).power
     stats = EngineStats(watts=drawn.watts, power_source=drawn.source)
     lines = report(Facts(config, opened.config, decided, _foreseen(config, opened, decided), stats))

@@ -15,7 +15,7 @@ from gramme.cli.options import PlanOptions
 from gramme.config import ConfigError, EngineConfig, ModelConfig
 from gramme.formats.quantization import quantization_config
 from gramme.formats.store import config_directory
-from gramme.kernels.present import available
+from gramme.kernels.present import available, foreseen
 from gramme.models.config import read_config
 from gramme.models.dummy import dummy
 from gramme.plan import calibration
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     engine, asked = settle(args, EngineConfig), settle(args, PlanOptions)
     if asked.gpu and asked.cpu:
         raise ConfigError("--gpu and --cpu exclude each other")
-    m, hardware = model_config(engine), _hardware(asked)
+    m, hardware = model_config(engine), _hardware(asked, engine.backend)
     goal = _goal(asked, m)
     advice = advise(m, engine, hardware, goal, asked.quant, _factors(asked, hardware))
     if asked.json:
@@ -89,8 +89,17 @@ def flags(a: Advice) -> str:
             f"--max-num-batched-tokens {e.max_num_batched_tokens}")
 
 
-def _hardware(asked: PlanOptions) -> Hardware:
-    return card(gpu(asked.gpu)) if asked.gpu else replace(this_machine(), backends=available())
+def _hardware(asked: PlanOptions, backend: str) -> Hardware:
+    """A card that is named, this machine's processor, or what it would run the model on."""
+    if asked.gpu:
+        if backend not in ("auto", "cuda"):
+            raise ConfigError(f"--gpu and --backend {backend} exclude each other")
+        return card(gpu(asked.gpu))
+    if not asked.cpu:
+        return foreseen(backend)
+    if backend == "cuda":
+        raise ConfigError("--cpu and --backend cuda exclude each other")
+    return replace(this_machine(), backends=tuple(name for name in available() if name != "cuda"))
 
 
 def _goal(asked: PlanOptions, m: ModelConfig) -> Goal:
@@ -102,7 +111,7 @@ def _goal(asked: PlanOptions, m: ModelConfig) -> Goal:
 
 
 def _factors(asked: PlanOptions, hardware: Hardware) -> Factors:
-    if not asked.calibration or hardware.kind == "gpu":
+    if not asked.calibration or asked.gpu:
         return lambda *_: {}
     return lambda backend, dtype, nbytes: calibration.factors(backend, dtype, nbytes, hardware)
 

@@ -1,15 +1,13 @@
 """Which kernels run: names a backend, imports it when asked, and says why one cannot be had."""
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 from gramme.config import ConfigError
 from gramme.formats.grouped import Grouped
 from gramme.kernels.ops import Array, Device, Ops
 from gramme.kernels.reference import REFERENCE, NumpyDevice
-from gramme.plan.gpus import gpu
-from gramme.plan.hardware import Hardware, card
+from gramme.plan.hardware import Hardware, own
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,7 @@ def machine(name: str, host: Hardware) -> Hardware:
         return host
     module, device = _cuda()
     free, total = device.memory()
-    with suppress(ConfigError):
-        return replace(card(gpu(module.device_name())), cores=host.cores, free_bytes=free, total_bytes=total)
-    return replace(host, kind="gpu", name=module.device_name(), free_bytes=free, total_bytes=total, rates={},
-                   processors=module.processors(device.name), source="assumed")
+    return own(host, module.device_name(), free, total, module.processors(device.name))
 
 
 def backend(name: str, threads: int = 1, deterministic: bool = False, half: bool = False,

@@ -1,9 +1,12 @@
-"""Which backends can run here. Asks the file system only, so that a plan is made without loading any."""
+"""Which backends can run here, and on what: by files and the driver alone, so that a plan loads none of them."""
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from gramme.kernels.cpu.library import LIBRARY, WAYS_OUT
+from gramme.plan.driver import own_card
+from gramme.plan.hardware import Hardware, own, this_machine
 
 DRIVER = Path("/dev/nvidiactl")
 
@@ -13,6 +16,17 @@ def available() -> tuple[str, ...]:
     cuda = DRIVER.exists() and find_spec("torch") and find_spec("triton")
     cpu = LIBRARY.exists() and os.environ.get("GRAMME_CPU_LEVEL") != "off"
     return *(["cuda"] if cuda else []), *(["cpu"] if cpu else []), "reference"
+
+
+def foreseen(backend: str) -> Hardware:
+    """This machine as that backend would see it, "auto" being the best one: as `load.machine`, without PyTorch.
+
+    Raises ConfigError for a graphics card that is not here.
+    """
+    host, backends = this_machine(), available()
+    if (backends[0] if backend == "auto" else backend) != "cuda":
+        return replace(host, backends=backends)
+    return own(host, *own_card())
 
 
 def missing() -> str | None:

@@ -3,12 +3,11 @@
 RAPL (kernel.org/doc/html/latest/power/powercap/powercap.html) counts whole processor packages and their memory, NVML
 (docs.nvidia.com/deploy/nvml-api) a whole card: whoever else works on them is counted too. Knows no request.
 """
-import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from gramme.config import ConfigError, Plan
+from gramme.plan.driver import energy
 from gramme.plan.receipts import Power
 
 POWERCAP = Path("/sys/class/powercap")
@@ -43,7 +42,7 @@ def power(plan: Plan, powercap: Path = POWERCAP) -> PowerMeter:
     """A declared power goes before a counter. Raises ConfigError when a price for energy could never be applied."""
     if plan.watts is not None:
         return PowerMeter(Power(watts=plan.watts, source="declared"))
-    name, counter = ("NVML", nvml()) if plan.backend == "cuda" else ("RAPL", rapl(powercap))
+    name, counter = ("NVML", energy()) if plan.backend == "cuda" else ("RAPL", rapl(powercap))
     if counter is not None:
         return PowerMeter(Power(source=name), counter)
     if plan.price is not None and plan.price.unit == "kWh":
@@ -60,25 +59,6 @@ def rapl(powercap: Path = POWERCAP) -> Counter | None:
     except (OSError, ValueError):  # for root only, on most systems
         return None
     return (lambda: sum(zone.joules() for zone in zones)) if zones else None
-
-
-def nvml() -> Counter | None:
-    """Of the first card that this process may use; None where the driver has no such counter."""
-    try:
-        lib = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
-    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-
-    def read() -> float:
-        lib.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
-        return millijoules.value / 1e3
-
-    index = int(visible) if visible.isdigit() else 0
-    fails = lib.nvmlInit_v2() or lib.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) or \
-        lib.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
-    return None if fails else read
 
 
 class _Zone:

@@ -9,12 +9,13 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gramme.config import ConfigError
-from gramme.plan.gpus import GPU, Ceiling
+from gramme.plan.gpus import GPU, Ceiling, gpu
 from gramme.plan.limits import last_level_cache_bytes, memory_bytes, threads
 
 ABANDONED_S = 60.0  # since a file was begun: writing one takes a thousandth of a second
@@ -58,6 +59,14 @@ def card(gpu: GPU) -> Hardware:
     rates = {str(c): gpu.rate(c) for c in get_args(Ceiling)}
     return Hardware(cores=threads(), free_bytes=gpu.vram_bytes, kind="gpu", name=gpu.name, total_bytes=gpu.vram_bytes,
                     backends=("cuda",), rates=rates, source="data sheet", processors=gpu.multiprocessors)
+
+
+def own(host: Hardware, name: str, free_bytes: int, total_bytes: int, processors: int = 0) -> Hardware:
+    """This machine's graphics card, with the memory that it has now; `processors` where its data sheet is not known."""
+    with suppress(ConfigError):
+        return replace(card(gpu(name)), cores=host.cores, free_bytes=free_bytes, total_bytes=total_bytes)
+    return replace(host, kind="gpu", name=name, backends=("cuda",), free_bytes=free_bytes, total_bytes=total_bytes,
+                   rates={}, processors=processors, source="assumed")
 
 
 def assumed(cores: int) -> dict[str, float]:
