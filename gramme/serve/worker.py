@@ -55,6 +55,7 @@ class Inbox:
 def run(engine: Engine, sock: socket.socket, inbox: Inbox | None = None) -> None:
     """Serve until the other end closes."""
     inbox = inbox or Inbox(sock)
+    sock.sendall(pack(Updates([], engine.stats())))  # first: the report at the start is made of them
     sock.sendall(pack(Ready(engine.model, engine.plan, engine.defaults, engine.loaded)))
     while (messages := inbox.read(wait=not engine.busy and not engine.idle())) is not None:
         for message in messages:

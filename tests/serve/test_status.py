@@ -76,8 +76,9 @@ def test_the_ceiling_is_that_of_the_rows_that_run(served):
 
 
 def test_a_server_that_is_ready_says_what_does_not_act_and_where_it_listens(tmp_path):
-    with open(tmp_path / "log", "wb") as log, Served(*TINY, "--no-prefix-caching", stderr=log) as s:
+    with open(tmp_path / "log", "wb") as log, Served(*TINY, "--no-prefix-caching", "--power", "40W", stderr=log) as s:
         s.wait_for(lambda: "is ready at" in (tmp_path / "log").read_text())
+        assert line(s, "energy")["state"] == "engaged", "declared, though nothing has run yet"
     said = [text for text in (tmp_path / "log").read_text().splitlines() if text.startswith("gramme: ")]
     assert said[-1] == f"gramme: dummy:tiny is ready at http://127.0.0.1:{s.port}/"
     assert re.match("gramme: prefix cache +off +asked: off; --no-prefix-caching", said[0]) and len(said) == 2, said
