@@ -112,14 +112,15 @@ class Listener(uvicorn.Server):
         return False
 
     def _greet(self) -> None:
-        """Once for each engine, as soon as it is ready: what was asked for and does not act, then where to find it; the
-        whole report is at /v1/status."""
+        """Once for each engine, as soon as it is ready: what was asked for and does not act, or with --verbose the whole
+        report, which is at /v1/status too; then where to find it."""
         ready, config = self._server.llm.ready, self._server.llm.config
         if ready is None or ready is self._greeted:
             return
         self._greeted = ready
         facts = Facts(config, ready.model, ready.plan, ready.loaded, self._server.llm.stats)
-        for line in text(surprising(report(facts))):
+        lines = report(facts)
+        for line in text(lines if self._options.verbose else surprising(lines)):
             self._log.say(line)
         self._log.say(f"{self._server.model} is ready at {url(self._options.host, self._options.port)}")
 

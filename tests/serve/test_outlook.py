@@ -20,6 +20,7 @@ from gramme.config import EngineConfig, ModelConfig, Tariff
 from gramme.core.pages import PagePool
 from gramme.core.scheduler import Scheduler
 from gramme.core.sequence import Sequence
+from gramme.llm.report import LINES
 from gramme.plan.hardware import Hardware
 from gramme.plan.pace import Ahead, Pace
 from gramme.plan.planner import plan
@@ -236,6 +237,8 @@ def test_a_server_says_at_its_end_how_far_the_plan_was_off_and_the_next_plan_kno
             for i in range(7):
                 assert served.post("/v1/completions", ASK | {"prompt": [i + 3] * 100, "max_tokens": 4})[0] == 200
         said = (tmp_path / "said").read_text().splitlines()
+        report = said[: next(i for i, line in enumerate(said) if "is ready at" in line)]
+        assert len(report) == len(LINES) and all(line.startswith("gramme: ") for line in report)
         lines = [json.loads(line) for line in said if "predicted_ms" in line]
         assert [line["phase"] for line in lines] == ["prefill", "decode"]
         for line in lines:
