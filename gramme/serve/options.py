@@ -19,8 +19,8 @@ class ServeOptions:
     served_model_name: str | None = option(None, "the model's name in the API")
     metrics_prefix: str = option("gramme", "first part of the metrics' names", ("gramme", "vllm"))
     access_log: bool = option(True, "one line of JSON a request on stderr, without prompts and answers")
-    verbose: bool = option(False, "say at the start of each optimisation whether it acts, at the end how far the plan's "
-                                  "predictions of steps were off")
+    verbose: bool = option(False, "say at the start of each optimisation whether it acts, at the end how far the "
+                                  "plan's predictions of steps were off")
     calibration: bool = option(True, "at the end, learn from these errors for the plans to come")
     restart: bool = option(False, "start the engine once more when it dies")
     max_queue: int = option(256, "sequences that may wait beyond those that run; more are answered 429")

@@ -112,7 +112,7 @@ class Listener(uvicorn.Server):
         return False
 
     def _greet(self) -> None:
-        """Once for each engine, as soon as it is ready: what was asked for and does not act, or with --verbose the whole
+        """Once for each engine, as soon as it is ready: what was asked for and does not act, with --verbose the whole
         report, which is at /v1/status too; then where to find it."""
         ready, config = self._server.llm.ready, self._server.llm.config
         if ready is None or ready is self._greeted:
