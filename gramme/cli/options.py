@@ -109,6 +109,8 @@ class QuantizeOptions:
     method: str = option("gptq", "round to nearest, GPTQ or AWQ", ("rtn", "gptq", "awq"))
     bits: int = option(4, "4 or 8")
     group: int | None = option(None, "weights that share a scale; default: 128, for gguf 32")
+    embedding_bits: int = option(16, "16: the embedding and the head stay as they are; 8: they are rounded, in "
+                                     "compressed-tensors; in gguf always")
     format: str = option("compressed-tensors",
                          "compressed-tensors, gptq, awq, gguf, or several with commas, from one calibration")
     calibration_text: tuple[str, ...] = option((), "[NAME:]FILE, a text to calibrate on, as often as wanted; default: "

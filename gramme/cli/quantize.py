@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     set_threads(asked.threads)
     device = chosen(asked.device)
     opened = open_model(EngineConfig(model=args.model))
-    recipes = {f: Recipe(method=asked.method, bits=asked.bits, format=f,
+    recipes = {f: Recipe(method=asked.method, bits=asked.bits, format=f, embedding_bits=asked.embedding_bits,
                          group=GROUP.get(f, 128) if asked.group is None else asked.group) for f in formats}
     task = Task(
         args.model, replace(opened, config=true_dtype(opened)), recipes,

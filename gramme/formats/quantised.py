@@ -23,6 +23,7 @@ class Recipe(NamedTuple):
     markers: frozenset[str]
     ignored: tuple[str, ...] = ()  # parts that say nothing of weights
     head: bool = False  # whether heads are packed like other modules
+    table: Callable[[str], bool] = lambda module: False  # whether a table of embeddings is packed
 
 
 def open_checkpoint(directory: Path) -> "Checkpoint | Quantised":
@@ -65,7 +66,7 @@ class Foretold:
 
     def __init__(self, found: Fields):
         self._recipe, self._schemes = _recipe(found), dict[str, Scheme]()
-        self.head = self._recipe.head
+        self.head, self.table = self._recipe.head, self._recipe.table
 
     def form(self, name: str, columns: int) -> Form | None:
         module = name.removesuffix(".weight")
@@ -150,9 +151,10 @@ def _compressed(c: Fields) -> Recipe:
         scheme = _compressed_scheme(f, group.get("format") or c.raw.get("format"))
         targets += [(target, scheme) for target in _strings(f, "targets")]
     left_out = _matcher(c, "ignore", [(name, True) for name in _strings(c, "ignore")])
-    found = _matcher(c, "targets", targets)
+    found, named = (_matcher(c, "targets", some) for some in (targets, [t for t in targets if t[0] != "Linear"]))
     return Recipe(lambda module: None if left_out(module) else found(module),
-                  frozenset(s.marker for _, s in targets), ("k_scale", "v_scale", "q_scale", "output_scale"), head=True)
+                  frozenset(s.marker for _, s in targets), ("k_scale", "v_scale", "q_scale", "output_scale"), head=True,
+                  table=lambda module: not left_out(module) and named(module) is not None)
 
 
 def _compressed_scheme(c: Fields, form: Any) -> Scheme:

@@ -13,7 +13,7 @@ from gramme.models.config import read_config, read_generation
 from gramme.models.dummy import dummy
 from gramme.models.gguf import gguf_config, gguf_generation, gguf_layout
 from gramme.models.load import Matrix, Source, random_source, shapes
-from gramme.models.names import HF, MISTRAL, Layout, Tensors, source_of, stored
+from gramme.models.names import HF, MISTRAL, Layout, Tensors, source_of, stored, their_name
 from gramme.text.source import Metadata, TextSource
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
@@ -72,13 +72,13 @@ def _opened(name: str, m: ModelConfig, defaults: GenerationDefaults, tensors: Te
 
 def foretold(directory: Path) -> ModelConfig:
     """What a directory's JSON alone says of a model, before its weights are here; of the embedding table, that it is
-    floats. Raises ModelError naming the file and the field."""
+    floats unless it is named. Raises ModelError naming the file and the field."""
     m, found = read_config(directory), quantization_config(directory)
     if found is None:
         return m
     tensors = Foretold(found)
-    floats = {"embed"} if tensors.head else {"embed", "head"}
-    wanted = {name: shape for name, shape in shapes(m) if name not in floats}
+    packed = {"embed": tensors.table(their_name("embed", HF).removesuffix(".weight")), "head": tensors.head}
+    wanted = {name: shape for name, shape in shapes(m) if packed.get(name, True)}
     return replace(m, stored=stored(tensors, HF, m, wanted), notes=tensors.notes)
 
 

@@ -72,7 +72,7 @@ def _figure(f: Figure, times: float = 1) -> str:
 
 
 def _kept(recipe: Recipe, m: ModelConfig) -> str:
-    if recipe.format == "gguf":
+    if recipe.rounds_ends:
         return "norms; the embedding and the head have 8 bits"
     return f"norms, the embedding and the head ({m.dtype})"
 

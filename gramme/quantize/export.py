@@ -22,6 +22,7 @@ from gramme.quantize.hf import hf_config
 from gramme.quantize.recipe import Recipe
 from gramme.quantize.work import write_text
 
+EMBEDDING, HEAD = r"re:.*embed_tokens$", r"re:.*lm_head$"
 SHARD_BYTES = 1 << 30  # of packed tensors, which are in memory until their shard is written
 COPIED = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "tekken.json", "special_tokens_map.json",
           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*", "generation_config.json")
@@ -79,10 +80,12 @@ def quantisation(m: ModelConfig, recipe: Recipe, eights: Iterable[int]) -> dict[
     others = [i for i in range(m.layers) if i not in kept]
     groups = {"group_0": _ct_group(recipe.bits, recipe.group, [rf"re:.*layers\.{_any(others)}\..*"] if kept else
                                    ["Linear"])} if others else {}
-    if kept:
-        groups[f"group_{len(groups)}"] = _ct_group(8, recipe.group, [rf"re:.*layers\.{_any(kept)}\..*"])
+    ends = [] if not recipe.rounds_ends else [EMBEDDING] if m.tied_embeddings else [EMBEDDING, HEAD]
+    if targets := [*ends, *([rf"re:.*layers\.{_any(kept)}\..*"] if kept else [])]:
+        groups[f"group_{len(groups)}"] = _ct_group(8, recipe.group, targets)
     return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-            "config_groups": groups, "ignore": ["lm_head"], "kv_cache_scheme": None, "version": "0.20.0"}
+            "config_groups": groups, "ignore": [] if HEAD in ends else ["lm_head"], "kv_cache_scheme": None,
+            "version": "0.20.0"}
 
 
 def sync(directory: Path) -> None:

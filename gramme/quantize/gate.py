@@ -31,7 +31,7 @@ def reference(task: Task) -> Reference:
 def candidate(task: Task, name: str, work: Work, original: Subject) -> Subject:
     """What recipe `name` made, from the work folder; it shares the original's arrays where they are the same."""
     source, kernels = as_floats(solved_source(task, name, work)), backend("eager", torch_device=task.device)
-    if task.recipes[name].format == "gguf":
+    if task.recipes[name].rounds_ends:
         decoder = build(task.config, source, kernels, "float32", task.window, streamed=True)
     else:
         layers = build(replace(task.config, tied_embeddings=True), source, kernels, "float32", task.window,
@@ -47,7 +47,7 @@ def solved_source(task: Task, name: str, work: Work) -> Source:
     def source(ours: str) -> np.ndarray | Grouped:
         if not ours.startswith("layers."):
             a = original(ours)
-            rounded = recipe.format == "gguf" and ours in ("embed", "head")
+            rounded = recipe.rounds_ends and ours in ("embed", "head")
             if not rounded:  # an embedding or a head that the source has in integers is not this format's
                 return a if isinstance(a, np.ndarray) else dense(a)
             return nearest(torch.from_numpy(as_float(a)).to(task.device), recipe.grid(task.config, 8))

@@ -78,7 +78,8 @@ def speed(device: str = "cpu") -> float:
 def _result_bytes(m: ModelConfig, weights: int, r: Recipe) -> int:
     """The files of a result: codes with a scale and perhaps a zero point for each group, the embedding, the head."""
     ends = m.vocab_size * m.width * (1 if m.tied_embeddings else 2)
-    return int(weights * (r.bits / 8 + 3 / r.group)) + ends * (4 if m.dtype == "float32" else 2)
+    each = 1 + 3 / r.group if r.rounds_ends else 4 if m.dtype == "float32" else 2
+    return int(weights * (r.bits / 8 + 3 / r.group) + ends * each)
 
 
 def _judging_bytes(m: ModelConfig, recipes: list[Recipe], layer_bytes: int, tokens: int, harms: bool) -> int:
@@ -86,7 +87,7 @@ def _judging_bytes(m: ModelConfig, recipes: list[Recipe], layer_bytes: int, toke
     of both models, and those that the original keeps."""
     ends = 4 * m.vocab_size * m.width * (1 if m.tied_embeddings else 2)
     states = min(tokens, KEPT_TOKENS) + 3 * min(tokens, PASS_TOKENS) + harms * (m.layers + 2) * HARM_TOKENS
-    return ends * (2 if any(r.format == "gguf" for r in recipes) else 1) + 2 * layer_bytes + 4 * states * m.width
+    return ends * (2 if any(r.rounds_ends for r in recipes) else 1) + 2 * layer_bytes + 4 * states * m.width
 
 
 def _judging(m: ModelConfig, layer: int, recipes: int, tokens: int, harms: bool) -> float:

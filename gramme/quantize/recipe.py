@@ -20,6 +20,12 @@ class Recipe:
     bits: int = 4
     group: int = 128
     format: str = "compressed-tensors"
+    embedding_bits: int = 16  # of the embedding and of a head of its own; 8: on the grid of 8 bits; GGUF's always
+
+    @property
+    def rounds_ends(self) -> bool:
+        """Whether the embedding and the head are integers."""
+        return self.format == "gguf" or self.embedding_bits == 8
 
     def check(self, m: ModelConfig) -> None:
         """Raises ConfigError naming the flag, what the format holds and what the model has."""
@@ -29,6 +35,11 @@ class Recipe:
             raise ConfigError("--format awq holds 4 bits only; use compressed-tensors, gptq or gguf for 8")
         if self.format == "gguf" and self.group != GGUF_GROUP:
             raise ConfigError(f"--format gguf (Q4_0, Q8_0) has groups of {GGUF_GROUP}, not {self.group}")
+        if self.embedding_bits not in (8, 16):
+            raise ConfigError(f"--embedding-bits must be 8 or 16, not {self.embedding_bits}")
+        if self.embedding_bits == 8 and self.format in ("awq", "gptq"):
+            raise ConfigError(f"--format {self.format} keeps the embedding as it is; --embedding-bits 8 needs "
+                              "compressed-tensors, gguf has it anyway")
         if self.group < 1 or self.group % LEAST_GROUP:
             raise ConfigError(f"--group must be a positive multiple of {LEAST_GROUP}, not {self.group}")
         for columns in {columns for _, columns, _ in m.matrices()[1:]}:

@@ -173,8 +173,8 @@ def test_tensors_without_a_place_and_without_a_partner(tmp_path):
     refused(tensors | swapped, r"q_proj.weight has shape \[64, 128\], the config says \[64, 64\]")
 
 
-def ct(weights, form, ignore=("lm_head",)):
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+def ct(weights, form, ignore=("lm_head",), targets=("Linear",)):
+    groups = {"group_0": {"targets": list(targets), "weights": weights}}
     return {"quant_method": "compressed-tensors", "format": form, "ignore": list(ignore), "config_groups": groups}
 
 
@@ -193,6 +193,10 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "
     (ct(INT4 | {"symmetric": False}, "pack-quantized", ignore=()), "weight_packed", ("embed",)),
     (ct({"num_bits": 8, "strategy": "channel"}, "int-quantized"), "weight_scale", ("embed", "head")),
     (FP8, "weight_scale", ("embed", "head")),
+    (ct(INT4, "pack-quantized", targets=("Linear", "re:.*embed_tokens$")), "weight_packed", ("head",)),
+    (ct(INT4, "pack-quantized", (), ("re:.*(embed_tokens|lm_head|proj)$",)), "weight_packed", ()),
+    (ct(INT4, "pack-quantized", ("lm_head", "re:.*embed.*"), ("Linear", "model.embed_tokens")), "weight_packed",
+     ("embed", "head")),
 ])
 def test_a_config_alone_foretells_what_the_headers_of_the_weights_say(tmp_path, config, marker, plain):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": config}))

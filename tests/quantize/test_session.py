@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import packers  # noqa: E402
-from small import MODEL  # noqa: E402
+from small import MODEL, save  # noqa: E402
 
 from gramme.config import EngineConfig, Rope  # noqa: E402
 from gramme.evals import texts  # noqa: E402
@@ -23,13 +23,14 @@ from gramme.evals.scores import compare  # noqa: E402
 from gramme.formats.checkpoint import Checkpoint  # noqa: E402
 from gramme.formats.gguf import GGUFFile  # noqa: E402
 from gramme.formats.grouped import Grouped, dense  # noqa: E402
+from gramme.formats.quantised import open_checkpoint  # noqa: E402
 from gramme.formats.safetensors import SafetensorsFile  # noqa: E402
 from gramme.kernels.load import backend  # noqa: E402
 from gramme.models.config import read_config  # noqa: E402
 from gramme.models.dummy import SHAPES  # noqa: E402
 from gramme.models.load import build, random_source, shapes  # noqa: E402
 from gramme.models.names import HF, their_name  # noqa: E402
-from gramme.models.open import EMBEDDED, open_model  # noqa: E402
+from gramme.models.open import EMBEDDED, foretold, open_model  # noqa: E402
 from gramme.quantize import export, session, work  # noqa: E402
 from gramme.quantize.gate import candidate, harms, reference, solved_source  # noqa: E402
 from gramme.quantize.hf import hf_config  # noqa: E402
@@ -68,14 +69,16 @@ def solved(small_model, tmp_path, recipe):
     return task, folder, solved_source(task, recipe.format, folder)
 
 
-@pytest.mark.parametrize("method, format", [
-    ("gptq", "compressed-tensors"), ("rtn", "gptq"), ("awq", "awq"), ("gptq", "gguf")])
+@pytest.mark.parametrize("method, format, bits", [
+    ("gptq", "compressed-tensors", 16), ("rtn", "compressed-tensors", 8), ("rtn", "gptq", 16), ("awq", "awq", 16),
+    ("gptq", "gguf", 16)])
 def test_each_format_is_read_back_by_other_code_with_the_weights_that_were_judged(
-        small_model, tmp_path, quantise, method, format):
-    recipe = Recipe(method=method, group=32, format=format)
+        small_model, tmp_path, quantise, method, format, bits):
+    recipe = Recipe(method=method, group=32, format=format, embedding_bits=bits)
     _, _, want = solved(small_model, tmp_path, recipe)
-    code, said, out = quantise("--method", method, "--format", format)
+    code, said, out = quantise("--method", method, "--format", format, f"--embedding-bits={bits}")
     assert code == 0, said
+    assert isinstance(want("embed"), Grouped) == recipe.rounds_ends == (format == "gguf" or bits == 8)
     if format == "gguf":
         return _check_gguf(out / "model.gguf", want)
     config = json.loads((out / "config.json").read_text())
@@ -88,6 +91,23 @@ def test_each_format_is_read_back_by_other_code_with_the_weights_that_were_judge
         else:
             np.testing.assert_array_equal(tensors(out)[name].astype(np.float32), a.astype(np.float32), err_msg=ours)
             assert tensors(out)[name].dtype == np.float16 and a.shape == shape
+    assert foretold(out).stored == open_model(EngineConfig(model=str(out))).config.stored
+
+
+def test_an_untied_head_is_rounded_with_the_embedding_and_both_are_judged(tmp_path, quantise):
+    (directory := tmp_path / "untied").mkdir()
+    save(directory, replace(MODEL, tied_embeddings=False))
+    (code, said, out), (_, kept, _) = (
+        quantise("--method=rtn", "--bits=8", f"--embedding-bits={bits}", out=f"out{bits}", model=directory)
+        for bits in (8, 16))
+    assert code == 0, said
+    checkpoint = open_checkpoint(out)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert checkpoint.tensor(name).bits == 8
+    assert "the embedding and the head have 8 bits" in (out / "README.md").read_text()
+    row = lambda text: text.split("| fr |")[1].split("\n")[0]
+    assert row(said) != row(kept)
+    assert foretold(out).stored == open_model(EngineConfig(model=str(out))).config.stored
 
 
 def _check_gguf(path, want):
@@ -273,6 +293,7 @@ def test_layers_measures_and_saves_nothing(quantise, tmp_path):
     (["--tokens", "5"], "--tokens"), (["--keep-worst", "4"], "from 0 to 3"), (["--layers", "0"], "from 1 to 3"),
     (["--threads", "-1"], "--threads"), (["--threads", "0"], "--threads"), (["--max-kl", "nan"], "--max-kl"),
     (["--window", "0"], "--window"), (["--format", "awq", "--keep-worst", "1"], "mixes them"),
+    (["--embedding-bits", "4"], "8 or 16"), (["--embedding-bits", "8", "--format", "gptq"], "keeps the embedding"),
     (["--calibration-text", "fr:none.txt"], "No such file"),
 ])
 def test_bad_wishes_are_one_line_before_any_work(quantise, tmp_path, flags, named):
@@ -376,6 +397,9 @@ def test_the_plan_counts_the_results_on_the_disk(small_model, quantise):
     four, eight = (need(MODEL, [Recipe(bits=bits, group=32)], 512, 1e9).disk_bytes for bits in (4, 8))
     both = need(MODEL, [Recipe(group=32), Recipe(group=32, format="gptq")], 512, 1e9).disk_bytes
     assert four < eight < both
+    half = replace(MODEL, dtype="float16")
+    kept, ends = (need(half, [Recipe(group=32, embedding_bits=b)], 512, 1e9).disk_bytes for b in (16, 8))
+    assert kept - ends == pytest.approx((2 - 1 - 3 / 32) * MODEL.vocab_size * MODEL.width, abs=1)
     done = quantise("--format", "compressed-tensors,gptq")[2]
     made = sum(p.stat().st_size for f in ("compressed-tensors", "gptq")
                for p in done.with_name(f"out-{f}").glob("*.safetensors"))
