@@ -58,7 +58,7 @@ class Permuted(NamedTuple):
 class Edits(NamedTuple):
     """Changes to single logits, applied in this order: x += bias; x = x / r if x > 0 else x * r; x -= penalty."""
 
-    rows: Array  # (E,) int32
+    rows: Array  # (E,) int32, none below the one before it
     tokens: Array  # (E,) int32; a (row, token) pair stands at most once
     bias: Array  # (E,) float32
     repetition: Array  # (E,) float32

@@ -3,12 +3,12 @@
 Every array between operations is float32; bfloat16 and float16 pages are storage, widened when read. Knows no model and
 no engine. Shapes are written in `ops`.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from gramme.formats.grouped import Grouped, dense, rows
-from gramme.kernels.ops import KV, Array, Ops, Permuted, Quantised, Sampled, Sampling, Step
+from gramme.kernels.ops import KV, Array, Edits, Ops, Permuted, Quantised, Sampled, Sampling, Step
 
 
 def take(packed: Array | Grouped, ids: Array) -> Array:
@@ -143,11 +143,19 @@ def _edited(x: Array, s: Sampling) -> Array:
     if s.mask is not None:
         bits = np.unpackbits(np.ascontiguousarray(s.mask).view(np.uint8), axis=-1, bitorder="little")
         x = np.where(bits[:, : x.shape[1]].astype(bool), x, np.float32(-np.inf))
-    if s.edits is not None:
-        e = s.edits
-        y = x[e.rows, e.tokens] + e.bias
-        x[e.rows, e.tokens] = np.where(y > 0, y / e.repetition, y * e.repetition) - e.penalty
+    for row, e in _by_row(s.edits):
+        y = x[row, e.tokens] + e.bias
+        x[row, e.tokens] = np.where(y > 0, y / e.repetition, y * e.repetition) - e.penalty
     return x
+
+
+def _by_row(edits: Edits | None) -> Iterator[tuple[int, Edits]]:
+    """Those of each row that has some."""
+    if edits is None:
+        return
+    rows, starts = np.unique(edits.rows, return_index=True)
+    for row, start, end in zip(rows.tolist(), starts, [*starts[1:], None]):
+        yield row, Edits(*(a[start:end] for a in edits))
 
 
 def _draw(x: Array, top_p: float, min_p: float, top_k: int, u: float) -> int:
@@ -162,15 +170,25 @@ def _draw(x: Array, top_p: float, min_p: float, top_k: int, u: float) -> int:
 
 
 def _report(raw: Array, x: Array, tokens: Array, good: Array, s: Sampling) -> tuple[Array, ...]:
-    """Log-probabilities and ranks of the chosen tokens, and the most probable ones of each row."""
-    if s.processed is not None and s.processed.any():
-        heat = np.where(s.temperature > 0, s.temperature, 1)[:, None].astype(np.float32)
-        raw = np.where(s.processed[:, None], x / heat, raw)
-    lp = log_softmax(np.where(good[:, None], raw, np.float32(0)))
-    chosen = np.take_along_axis(lp, np.maximum(tokens, 0)[:, None], 1)
-    ranks = 1 + (lp > chosen).sum(-1)
-    ids = np.argsort(-lp, axis=-1, kind="stable")[:, : s.top]
-    return chosen[:, 0], ranks.astype(np.int32), ids.astype(np.int32), np.take_along_axis(lp, ids, 1)
+    """Log-probabilities and ranks of the chosen tokens, and the most probable ones of each row. Row by row: what is
+    between is as large as the logits, in several copies."""
+    count, most = len(tokens), min(s.top, raw.shape[1])
+    chosen, ranks = np.zeros(count, np.float32), np.zeros(count, np.int32)
+    ids, values = np.zeros((count, most), np.int32), np.zeros((count, most), np.float32)
+    for row in range(count):
+        lp = log_softmax(_reported(raw, x, row, s) if good[row] else np.zeros_like(raw[row]))
+        chosen[row] = lp[max(tokens[row], 0)]
+        ranks[row] = 1 + (lp > chosen[row]).sum()
+        ids[row] = np.argsort(-lp, kind="stable")[:most]
+        values[row] = lp[ids[row]]
+    return chosen, ranks, ids, values
+
+
+def _reported(raw: Array, x: Array, row: int, s: Sampling) -> Array:
+    """The logits whose log-probabilities are told: as they came, or after all that changed them."""
+    if s.processed is None or not s.processed[row]:
+        return raw[row]
+    return x[row] / np.float32(s.temperature[row] if s.temperature[row] > 0 else 1)
 
 
 def log_softmax(x: Array) -> Array:

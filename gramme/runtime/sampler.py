@@ -5,7 +5,7 @@ Knows parameters, grammars and token ids; no logits and no device.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,18 @@ from gramme.kernels.ops import Edits, Sampling
 from gramme.request import SamplingParams
 
 FORBIDDEN = float("inf")  # a penalty that leaves a logit at minus infinity
+
+
+class Changes(NamedTuple):
+    """Of the logits of one row, see `ops.Edits`: each token stands once."""
+
+    tokens: np.ndarray
+    bias: np.ndarray
+    repetition: np.ndarray
+    penalty: np.ndarray
+
+
+NO_CHANGES = Changes(np.zeros(0, np.int32), *(np.zeros(0, np.float32) for _ in range(3)))
 
 
 class Chooser:
@@ -30,8 +42,9 @@ class Chooser:
         self._seed = seed & (1 << 64) - 1
         self._index, self._vocab_size = index, vocab_size
         self._penalised = params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
-        self._prompt: set[int] = set()
-        self._output: Counter[int] = Counter()
+        self._prompt = np.zeros(0, np.int32)  # its tokens, in their order, each once; and how often each came again
+        self._again = np.zeros(0, np.int32)
+        self._new: Counter[int] = Counter()  # tokens of the answer that the prompt does not have
         self._counted = 0
 
     @property
@@ -44,16 +57,27 @@ class Chooser:
         key = b"%d %d %d" % (self._seed, self._index, position)
         return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") / 2**64
 
-    def edits(self, tokens: Sequence[int], prompt_len: int) -> dict[int, tuple[float, float, float]]:
-        """token -> (bias, repetition, penalty) for the choice that follows `tokens`."""
-        out = {token: (bias, 1.0, 0.0) for token, bias in self.params.logit_bias.items()}
-        if self._penalised:
-            self._count(tokens, prompt_len)
-            for token in self._prompt | self._output.keys():
-                out[token] = (out.get(token, (0.0,))[0], self.params.repetition_penalty, self._penalty(token))
-        for token in self._banned(tokens, prompt_len):
-            out[token] = (0.0, 1.0, FORBIDDEN)
-        return out
+    def edits(self, tokens: Sequence[int], prompt_len: int) -> Changes:
+        """For the choice that follows `tokens`. In arrays: thousands of tokens may be penalised in each step."""
+        if not (self._penalised or self.bad_words or self.min_tokens_ban or self.params.logit_bias):
+            return NO_CHANGES
+        self._count(tokens, prompt_len)
+        seen = np.concatenate([self._prompt, np.fromiter(self._new, np.int32, len(self._new))])
+        times = np.concatenate([self._again, np.fromiter(self._new.values(), np.int32, len(self._new))])
+        bias, banned = self.params.logit_bias, self._banned(tokens, prompt_len)
+        single = np.array([*bias, *(banned - bias.keys())], np.int32)
+        changed = np.concatenate([seen, single[~np.isin(single, seen)]])
+        values = np.zeros((3, len(changed)), np.float32)
+        values[1] = 1
+        values[1, : len(seen)] = self.params.repetition_penalty
+        values[2, : len(seen)] = self.params.frequency_penalty * times + self.params.presence_penalty * (times > 0)
+        if len(single):
+            order = np.argsort(changed)
+            places = order[np.searchsorted(changed, single, sorter=order)]
+            values[0, places[: len(bias)]] = np.fromiter(bias.values(), np.float32, len(bias))
+            forbidden = places[[token in banned for token in single.tolist()]]
+            values[:, forbidden] = np.array([[0], [1], [FORBIDDEN]], np.float32)
+        return Changes(changed, *values)
 
     def mask(self, answer: Sequence[int]) -> np.ndarray | None:
         """(ceil(V / 32),) uint32: bits of the tokens that may follow the answer so far. None: all of them may."""
@@ -67,15 +91,19 @@ class Chooser:
         """Whether the grammar has come to its end: nothing may follow."""
         return self.matcher is not None and self.matcher.ended(answer)
 
-    def _penalty(self, token: int) -> float:
-        n = self._output[token]
-        return self.params.frequency_penalty * n + self.params.presence_penalty * (n > 0)
-
     def _count(self, tokens: Sequence[int], prompt_len: int) -> None:
-        if self._counted < prompt_len:
-            self._prompt.update(tokens[:prompt_len])
+        if not self._penalised:
+            return
+        if not self._counted:
+            self._prompt = np.unique(np.array(tokens[:prompt_len], np.int32))
+            self._again = np.zeros(len(self._prompt), np.int32)
             self._counted = prompt_len
-        self._output.update(tokens[self._counted :])
+        for token in tokens[self._counted :]:
+            i = int(np.searchsorted(self._prompt, token))
+            if i < len(self._prompt) and self._prompt[i] == token:
+                self._again[i] += 1
+            else:
+                self._new[token] += 1
         self._counted = len(tokens)
 
     def _banned(self, tokens: Sequence[int], prompt_len: int) -> set[int]:
@@ -109,10 +137,11 @@ class Choice:
         mask = self._own(lambda: self.chooser.mask([*self.tokens[self.prompt_len :], *self.draft]), None)
         return mask if self.chooser.fault is None else np.zeros(-(-vocab_size // 32), np.uint32)
 
-    def edits(self) -> dict[int, tuple[float, float, float]]:
+    def edits(self) -> Changes:
         if self.target is not None:
-            return {}
-        return self._own(lambda: self.chooser.edits(self.tokens, self.prompt_len), {})
+            return NO_CHANGES
+        made: Changes = self._own(lambda: self.chooser.edits(self.tokens, self.prompt_len), NO_CHANGES)
+        return made
 
     def _own(self, decide: Callable[[], Any], otherwise: Any) -> Any:
         """A fault in deciding about one sequence must not end the step of all: then no token is allowed to that one."""
@@ -147,16 +176,12 @@ def _top(c: Choice) -> int | None:
 
 
 def _edits(choices: Sequence[Choice]) -> Edits | None:
-    rows, tokens, values = [], [], []
-    for i, c in enumerate(choices):
-        for token, change in c.edits().items():
-            rows.append(i)
-            tokens.append(token)
-            values.append(change)
-    if not rows:
+    every = [c.edits() for c in choices]
+    counts = [len(changes.tokens) for changes in every]
+    if not any(counts):
         return None
-    bias, repetition, penalty = np.array(values, np.float32).T
-    return Edits(np.array(rows, np.int32), np.array(tokens, np.int32), bias, repetition, penalty)
+    rows = np.repeat(np.arange(len(choices), dtype=np.int32), counts)
+    return Edits(rows, *(np.concatenate(parts) for parts in zip(*every)))
 
 
 def _masks(choices: Sequence[Choice], vocab_size: int) -> np.ndarray | None:
