@@ -55,6 +55,14 @@ class Scheduler:
         self._arrivals += 1
         insort(self.waiting, seq, key=_order)
 
+    def hash_once(self, samples: list[Sequence]) -> None:
+        """Of samples of one prompt: its pages are hashed, and their tokens held, for all together."""
+        first, *others = samples
+        if others and self._shares(first):
+            self._hash(first, first.prompt_len)
+            for seq in others:
+                seq.prefixes = list(first.prefixes)
+
     def abort(self, seq: Sequence) -> None:
         """End a sequence at the next commit."""
         self.finish(seq, "abort")
@@ -164,6 +172,7 @@ class Scheduler:
                 continue
             shareable = self._shareable(seq)
             if self._is_being_computed(shareable[-1:]):  # all of it: spares matching its pages in each step
+                self._share_chain(seq, len(shareable))
                 i += 1
                 continue
             matched = self.pool.match(shareable)
@@ -196,6 +205,12 @@ class Scheduler:
         Only keys are compared: two prefixes with one key cost a wait, never a wrong page.
         """
         return bool(missing) and missing[0].key in self._computing
+
+    def _share_chain(self, seq: Sequence, count: int) -> None:
+        """Hold the nodes of whoever computes the same beginning in place of one's own: many may wait for it."""
+        theirs = self._computing[seq.prefixes[count - 1].key].prefixes[:count]
+        if len(theirs) == count and theirs[-1].same(seq.prefixes[count - 1]):
+            seq.prefixes = theirs  # nodes behind them are made again: they would keep its own ones alive
 
     def _make_room(self, seq: Sequence, matched: list[int], rows: list[Row]) -> bool:
         """Rows and pages for a newcomer; only sequences of lower priority give theirs up for it."""
@@ -316,7 +331,7 @@ class Scheduler:
             return None
         seq.pending = 0
         new, reason = self._accept(seq, new)
-        seq.tokens += new
+        seq.tokens.extend(new)
         seq.cached = row.start + len(row.tokens) - len(row.draft) + max(len(new) - 1, 0)
         if row.draft:
             seq.planned = seq.cached

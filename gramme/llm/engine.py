@@ -50,7 +50,7 @@ IDLE_WAIT_S = 0.02  # for a grammar, when there is nothing else to do
 class Live:
     """What the engine keeps for one sequence of a request until it has ended."""
 
-    request: Request
+    request: Request  # without its tokens, which the sequence has
     seq: Sequence
     chooser: Chooser
     prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
@@ -128,6 +128,7 @@ class Engine:
         lives = [self._sequence(request, i) for i in range(request.params.n)]
         if request.params.structured_outputs is not None:
             self._compile(request.params.structured_outputs, lives)
+        self.scheduler.hash_once([live.seq for live in lives])
         for live in lives:
             self.scheduler.add(live.seq)
         self._by_id[request.id] = [live.seq for live in lives]
@@ -232,9 +233,9 @@ class Engine:
         live.seq.held = False
 
     def _sequence(self, request: Request, index: int) -> Live:
-        params, prompt = request.params, list(request.prompt_token_ids)
+        params = request.params
         params.check(self.model.vocab_size)
-        max_tokens = self._check_prompt(request, prompt)
+        max_tokens = self._check_prompt(request)
         prompt_only = request.pooling is not None or max_tokens == 0
         scores = params.prompt_logprobs is not None and request.pooling is None
         seed = self.plan.seed + self._added if params.seed is None else params.seed  # asked again, answered anew
@@ -242,16 +243,16 @@ class Engine:
         goes_on = params.ignore_eos and params.structured_outputs is None  # a form ends where its grammar does
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if goes_on else self._eos)
         seq = Sequence(
-            id=request.id, index=index, tokens=prompt, max_tokens=max_tokens, stop_ids=stop_ids,
+            id=request.id, index=index, tokens=request.prompt_token_ids, max_tokens=max_tokens, stop_ids=stop_ids,
             priority=request.priority, start_by_s=request.start_by_s, deadline_s=request.deadline_s,
             root=f"{self.plan.dtype} {self.plan.kv_dtype} {request.cache_salt}".encode(),
             runs_ahead=not chooser.needs_history, caches=not scores and request.pooling is None, pooling=prompt_only,
         )
-        return Live(request, seq, chooser, [None] if scores else None)
+        return Live(replace(request, prompt_token_ids=()), seq, chooser, [None] if scores else None)
 
-    def _check_prompt(self, request: Request, prompt: list[int]) -> int:
+    def _check_prompt(self, request: Request) -> int:
         """The number of tokens to generate, after every bound that needs the model."""
-        limit, most = self.plan.max_model_len, request.params.max_tokens
+        prompt, limit, most = request.prompt_token_ids, self.plan.max_model_len, request.params.max_tokens
         if not prompt:
             raise RequestError("the prompt is empty", "prompt")
         if not all(type(t) is int and 0 <= t < self.model.vocab_size for t in prompt):

@@ -10,8 +10,9 @@ from gramme.plan.cost import Weights
 MOST_LOGIT_ROWS = 256
 LOGIT_BYTES = 36  # for each logit: itself, its copies while choosing, its rank where log-probabilities are asked
 LOGIT_SHARE, LEAST_LOGITS_BYTES = 1 / 16, 4 << 20  # logits take this part of the weights' size, at least so much
-TOKEN_RECORD_BYTES = 128  # a token that the scheduler knows: an integer in two lists, its part of a page's record
+TOKEN_RECORD_BYTES = 128  # a token that the scheduler knows: its number, its part of a page's record
 SEQUENCE_RECORD_BYTES = 16 << 10
+HELD_TOKEN_BYTES = 16  # of each sequence, whoever shares its pages: its number; again with a count where penalised
 CAPTURED_TOKENS = 64  # of a step that a CPU captures: longer ones are chunks of prompts, where calls cost little
 CAPTURED_SHAPES = 32
 CAPTURED_LENGTHS = 512  # tokens: contexts are bucketed by so many
@@ -42,7 +43,8 @@ def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: st
         activations=activation_bytes(m, backend, dtype, chunk),
         attention=gpu_memory.scratch_bytes(processors) if gpu else attention_bytes(m, backend, chunk, length, threads),
         logits=logit_rows(m, w.total) * m.vocab_size * LOGIT_BYTES,
-        records=0 if gpu else pages * page_size * TOKEN_RECORD_BYTES + rows * SEQUENCE_RECORD_BYTES,
+        records=0 if gpu else pages * page_size * TOKEN_RECORD_BYTES + rows * (
+            SEQUENCE_RECORD_BYTES + length * HELD_TOKEN_BYTES),
         graphs=graphs, driver=DRIVER_BYTES if gpu else 0,
         budget=budget,
     )

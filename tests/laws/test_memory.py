@@ -122,6 +122,56 @@ print(ready, resident() - before, L.weights + L.kv + arrays, L.total)
 '''
 
 
+PEAK = '''
+import sys
+from dataclasses import replace
+from pathlib import Path
+from gramme.config import EngineConfig, GenerationDefaults
+from gramme.kernels.load import backend
+from gramme.llm.engine import Engine
+from gramme.models.dummy import SHAPES
+from gramme.models.load import build, random_source
+from gramme.plan.hardware import this_machine
+from gramme.plan.planner import plan
+from gramme.request import Request, SamplingParams
+from gramme.runtime.runner import Runner
+
+m = replace(SHAPES["tiny"], layers=1, width=64, ff_width=128)
+
+def most(name="VmHWM:"):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(x.split()[1]) for x in lines if x.startswith(name))
+
+def engine(**options):
+    config = EngineConfig(backend=sys.argv[1], threads=2, memory="900MB", **options)
+    decided = plan(m, config, this_machine())
+    kernels = backend(decided.backend, 2)
+    decoder = build(m, random_source(m), kernels, decided.dtype, decided.max_model_len)
+    return Engine(m, decided, GenerationDefaults(), Runner(m, decided, decoder, kernels))
+
+def run(engine, count, length, step=1, **params):
+    """Prompts of tokens that all differ; with `step` 0 they are one prompt."""
+    for i in range(count):
+        tokens = [(step * i + t) % m.vocab_size for t in range(length)]
+        engine.add(Request(id=str(i), prompt_token_ids=tokens, params=SamplingParams(ignore_eos=True, **params)))
+    while engine.busy:
+        assert not any(u.error for u in engine.step())
+
+MIXES = {"penalised": dict(count=1, length=4000, max_tokens=3, n=64, repetition_penalty=1.2, logprobs=20),
+         "shared": dict(count=64, length=4000, step=0, max_tokens=3)}
+small = engine(kv_tokens=4096)  # imports, pools of threads, what Python keeps for itself
+for mix in MIXES.values():
+    run(small, **{**mix, "count": 1, "length": 20, "n": 1})
+del small
+before = most("VmRSS:")
+held = engine(kv_tokens=16_500)
+held.hold()
+Path("/proc/self/clear_refs").write_text("5")
+run(held, **MIXES[sys.argv[2]])
+print(most() - before, held.plan.ledger.total)
+'''
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["tiny"])
 def test_the_weights_that_a_plan_counts_are_those_that_are_allocated(name, dtype):
@@ -174,3 +224,14 @@ def test_what_is_held_is_there_when_the_engine_is_ready_and_any_mix_stays_below_
     ready, after, held, planned = map(int, done.stdout.split())
     assert ready >= 0.98 * held, "promised, not touched: it may be missing in the middle of an answer"
     assert after <= planned, (after, planned)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resets a peak in /proc")
+@pytest.mark.skipif("cpu" not in available(), reason="what numpy needs for attention is counted many times over")
+@pytest.mark.parametrize("mix", ["penalised", "shared"])
+def test_many_that_share_a_long_prompt_stay_below_the_plan_within_steps_too(mix):
+    """Pages are shared; what the host knows of each token of each sequence is not."""
+    done = subprocess.run([sys.executable, "-c", PEAK, "cpu", mix], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak, planned = map(int, done.stdout.split())
+    assert peak <= planned, (peak, planned)
