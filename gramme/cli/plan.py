@@ -27,12 +27,20 @@ from gramme.plan.roofline import Bottleneck
 from gramme.plan.units import gb, ms, parse_seconds
 
 DEFAULT_CONTEXT, DEFAULT_PROMPT = 8192, 1024
+# Flags of the other verbs that a plan recommends: what it plans for is asked in other words.
+RECOMMENDED = {"max_model_len": "--context", "max_num_seqs": "--concurrency",
+               "kv_tokens": "--context and --concurrency"}
 
 
 def main(args: argparse.Namespace) -> None:
     engine, asked = settle(args, EngineConfig), settle(args, PlanOptions)
     if asked.gpu and asked.cpu:
         raise ConfigError("--gpu and --cpu exclude each other")
+    for name, instead in RECOMMENDED.items():
+        if getattr(args, name, None) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is what a plan recommends: say {instead}")
+    if asked.quant != "auto" and engine.dtype != "auto":
+        raise ConfigError("--quant and --dtype exclude each other")
     m, hardware = model_config(engine), _hardware(asked, engine.backend)
     goal = _goal(asked, m)
     advice = advise(m, engine, hardware, goal, asked.quant, _factors(asked, hardware))

@@ -13,7 +13,7 @@ from gramme.plan.units import gb, parse_bytes, parse_price, parse_watts
 KV_SHARE = 0.5  # of the memory that the weights leave, when the user names no figure
 KV_TIMES = 2.0  # the weights' size, likewise: a small model's process stays small
 DEFAULT_CHUNK_TOKENS, LEAST_CHUNK_TOKENS = 512, 16
-MOST_BYTES = 10**14
+MOST_BYTES, MOST_THREADS = 10**14, 1024
 NUMPY_SHARE = 0.5  # of free memory that weights may take where nothing but numpy is to be had
 LEAST_LENGTH = 1024  # tokens: no shorter context than this is chosen without being asked
 STEP_SHARE = 0.25  # of the budget that a step's arrays may take before the chunk is made smaller
@@ -61,6 +61,8 @@ def _decide(model: ModelConfig, engine: EngineConfig, hardware: Hardware) -> Pla
     length, size, rows = _model_len(model, engine), _page_size(engine), engine.max_num_seqs
     if rows < 1:
         raise ConfigError(f"--max-num-seqs must be at least 1, not {rows}")
+    if not 0 <= (engine.threads or 0) <= MOST_THREADS:
+        raise ConfigError(f"--threads must be from 1 to {MOST_THREADS}, not {engine.threads}")
     budget = hardware.free_bytes if engine.memory is None else min(parse_bytes(engine.memory), hardware.free_bytes)
     w, threads = cost.weights(model, dtype), engine.threads or hardware.cores
 
@@ -109,14 +111,20 @@ def _check_numpy(weights: int, free: int) -> None:
 
 
 def _fits(model: ModelConfig, p: Plan) -> bool:
-    loading = p.ledger.weights + memory.loading_bytes(model)
-    return p.ledger.left >= 0 and (p.backend == "cuda" or loading <= p.ledger.budget)
+    return p.ledger.left >= 0 and _loading(model, p) <= p.ledger.budget
+
+
+def _loading(model: ModelConfig, p: Plan) -> int:
+    """Bytes that are taken just before the last matrix has its place; on a card it is not the card that has them."""
+    return 0 if p.backend == "cuda" else p.ledger.weights + memory.loading_bytes(model)
 
 
 def _refusal(model: ModelConfig, engine: EngineConfig, hardware: Hardware, p: Plan) -> str:
     parts = " + ".join(f"{name} {gb(n)}" for name, n in lines(p.ledger))
     ways = " or ".join([*_changes(model, engine, hardware, p), f"{gb(_need(model, engine, hardware))} of memory"])
-    return (f"the model does not fit in {gb(p.ledger.budget)}: {parts} = {gb(p.ledger.total)} for contexts of "
+    loading = _loading(model, p)
+    more = f" and {gb(loading)} while it is loaded," if loading > p.ledger.total else ""
+    return (f"the model does not fit in {gb(p.ledger.budget)}: {parts} = {gb(p.ledger.total)}{more} for contexts of "
             f"{p.max_model_len} tokens; it would fit with {ways}")
 
 

@@ -63,6 +63,10 @@ def test_the_plan_of_integers_counts_what_is_run_whether_the_weights_are_here_or
     (("dummy:1b", "--context", "-3"), "1 to 2048"),
     (("dummy:1b", "--concurrency", "0"), "1 to 4096"), (("dummy:9b",), "dummy:9b"), (("no/such/thing",), "no/such"),
     (("dummy:mistral-7b", "--memory", "1GB"), "does not fit in 1.00 GB"),
+    (("dummy:1b", "--max-model-len", "512"), "say --context"), (("dummy:1b", "--max-num-seqs", "8"), "--concurrency"),
+    (("dummy:1b", "--kv-tokens", "99"), "say --context and --concurrency"),
+    (("dummy:1b", "--quant", "w4", "--dtype", "bfloat16"), "exclude each other"),
+    (("dummy:1b", "--threads", "-3"), "1 to 1024"), (("dummy:1b", "--threads", "100000"), "1 to 1024"),
 ])
 def test_what_cannot_be_planned_is_one_line_and_exit_2(capsys, words, said):
     code, out, err = planned(capsys, *words)

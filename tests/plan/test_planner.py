@@ -53,6 +53,15 @@ def test_what_a_refusal_proposes_fits(name, engine, budget_gb):
         plan(SHAPES[name], replace(engine, max_model_len=engine.max_model_len or 1024), more)
 
 
+def test_what_fits_only_once_it_is_loaded_is_refused_with_what_loading_takes():
+    wish = EngineConfig(dtype="int4", backend="cpu", max_model_len=64, max_num_batched_tokens=64)
+    with pytest.raises(ConfigError) as refusal:
+        plan(SHAPES["1b"], wish, Hardware(cores=2, free_bytes=GB))
+    total, loading, enough = (float(n) for n in re.findall(r"= ([\d.]+) MB and ([\d.]+) GB while it is loaded.*with "
+                                                           r"([\d.]+) GB", str(refusal.value))[0])
+    assert total < 1000 < 1e3 * loading <= 1e3 * enough < 1e3 * loading + 20
+
+
 def test_a_context_that_is_not_asked_for_shrinks_until_it_fits():
     small = Hardware(cores=2, free_bytes=7 * GB)
     p = plan(SHAPES["mistral-7b"], EngineConfig(backend="cpu", dtype="int4"), small)
