@@ -161,15 +161,28 @@ def _advice(m: ModelConfig, trial: Trial, goal: Goal, binding: Binding | None) -
 
 def _missed(p: Plan, f: Forecast, goal: Goal) -> Binding | None:
     """The goal that is missed by the largest factor. A chunk that stalls others too long counts as a missed TPOT."""
-    stall = f.ttft.seconds / -(-goal.prompt // p.max_batch_tokens) if goal.concurrency > 1 else 0.0
-    missed = [(f.ttft.seconds / goal.ttft_s, "ttft", goal.ttft_s, f.ttft.seconds, f.prefill)] if goal.ttft_s else []
+    missed = []
+    if goal.ttft_s:
+        missed.append(_Miss(f.ttft.seconds / goal.ttft_s, "ttft", goal.ttft_s, f.ttft.seconds, arithmetic(f.prefill)))
     if goal.tpot_s:
-        missed.append((f.tpot.seconds / goal.tpot_s, "tpot", goal.tpot_s, f.tpot.seconds, f.decode))
-        missed.append((stall / (STALL * goal.tpot_s), "tpot", goal.tpot_s, stall / STALL, f.prefill))
-    factor, name, asked, reached, b = max(missed, default=(0.0, "", 0.0, 0.0, f.decode))
-    if factor <= 1:
+        missed.append(_Miss(f.tpot.seconds / goal.tpot_s, "tpot", goal.tpot_s, f.tpot.seconds, arithmetic(f.decode)))
+    if goal.tpot_s and goal.concurrency > 1:
+        stall = f.ttft.seconds / -(-goal.prompt // p.max_batch_tokens)
+        because = (f"a step with a chunk of at most {p.max_batch_tokens} prompt tokens takes about {ms(stall)}; it may "
+                   f"take {STALL:g} times as long as a token")
+        missed.append(_Miss(stall / (STALL * goal.tpot_s), "tpot", goal.tpot_s, stall / STALL, because))
+    worst = max(missed, default=None)
+    if worst is None or worst.factor <= 1:
         return None
-    return Binding(constraint=name, asked=asked, reached=reached, because=arithmetic(b))
+    return Binding(constraint=worst.constraint, asked=worst.asked, reached=worst.reached, because=worst.because)
+
+
+class _Miss(NamedTuple):
+    factor: float
+    constraint: str
+    asked: float
+    reached: float
+    because: str
 
 
 def arithmetic(b: Bottleneck) -> str:

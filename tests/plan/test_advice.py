@@ -49,6 +49,14 @@ def test_what_cannot_be_met_is_named_with_the_nearest():
     assert a.binding.constraint == "ttft" and a.binding.reached == a.forecast.ttft.seconds
 
 
+def test_a_prompt_that_keeps_others_waiting_too_long_is_named_as_such():
+    a = advise(LLAMA, EngineConfig(), CPU, replace(GOAL, concurrency=2, tpot_s=60e-3))
+    assert a.binding.constraint == "tpot" and a.forecast.tpot.seconds < 60e-3 < a.binding.reached
+    assert f"a chunk of at most {a.plan.max_batch_tokens} prompt tokens" in a.binding.because
+    alone = advise(LLAMA, EngineConfig(), CPU, replace(GOAL, tpot_s=60e-3))
+    assert alone.binding is None, "nobody else waits"
+
+
 def test_memory_that_is_short_binds_and_fewer_requests_are_proposed():
     a = advise(MISTRAL, EngineConfig(), CPU, Goal(context=8192, prompt=1024, concurrency=8))
     assert a.binding.constraint == "memory" and a.plan.max_rows < 8 and a.plan.ledger.left >= 0
