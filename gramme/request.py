@@ -4,7 +4,8 @@ Every bound that does not need a model is checked here, at construction, so that
 HTTP share them. Knows no tokenizer and no model: what depends on the vocabulary is checked by `SamplingParams.check`.
 Field names are vLLM's, so that scripts and people move over.
 """
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from json import dumps
 from operator import add
@@ -253,6 +254,56 @@ class Logprob:
 Logprobs = dict[int, Logprob]  # token id -> Logprob: the token that came and the most probable ones
 
 
+@dataclass(slots=True)
+class Scores:
+    """A sequence of the Logprobs of a prompt's tokens, None of the first. As numbers of 4 bytes: for 20 alternatives a
+    token's dict takes twenty times as much, and prompts are long. Grows with the chunks of a prompt."""
+
+    width: int = 0  # of a token: itself and the most probable ones
+    ids: bytearray = field(default_factory=bytearray)  # (tokens, width) int32
+    values: bytearray = field(default_factory=bytearray)  # likewise, float32
+    ranks: bytearray = field(default_factory=bytearray)  # int32, of the token itself
+
+    def add(self, token: int, logprob: float, rank: int, top: Sequence[int], values: Sequence[float]) -> None:
+        """The next token's, `top` being the most probable ones in their order."""
+        self.width = 1 + len(top)
+        self.ids += array("i", (token, *top)).tobytes()
+        self.values += array("f", (logprob, *values)).tobytes()
+        self.ranks += array("i", (rank,)).tobytes()
+
+    def put(self, start: int, later: "Scores") -> None:
+        """What follows the first `start` + 1 tokens: a prompt that begins anew after a preemption replaces its own."""
+        self.width = later.width or self.width
+        del self.ids[4 * start * self.width :], self.values[4 * start * self.width :], self.ranks[4 * start :]
+        self.ids += later.ids
+        self.values += later.values
+        self.ranks += later.ranks
+
+    def __len__(self) -> int:
+        return 1 + len(self.ranks) // 4
+
+    def __getitem__(self, i: int | slice) -> Any:
+        found = range(len(self))[i]  # raises IndexError
+        return [self._at(k) for k in found] if isinstance(found, range) else self._at(found)
+
+    def __iter__(self) -> Iterator[Logprobs | None]:
+        return map(self._at, range(len(self)))
+
+    def _at(self, i: int) -> Logprobs | None:
+        if i == 0:
+            return None
+        row = slice((i - 1) * self.width, i * self.width)
+        token, *top = memoryview(self.ids).cast("i")[row]
+        own, *values = memoryview(self.values).cast("f")[row]
+        out = {token: Logprob(own, memoryview(self.ranks).cast("i")[i - 1])}
+        for rank, (other, value) in enumerate(zip(top, values), 1):
+            out.setdefault(other, Logprob(value, rank))
+        return out
+
+
+Sequence.register(Scores)
+
+
 class Spent(NamedTuple):
     """Seconds of machine and the tokens that they ran, by why. Cached tokens were not run: no seconds."""
 
@@ -289,7 +340,7 @@ class Update:
     logprobs: Sequence[Logprobs] | None = None  # one for each of token_ids
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id (not eos) or the stop string
-    prompt_logprobs: Sequence[Logprobs | None] | None = None  # with the first tokens; None for the first prompt token
+    prompt_logprobs: Scores | None = None  # with the first tokens
     embedding: Sequence[float] | None = None
     error: str | None = None  # with finish_reason "error"
     error_param: str | None = None  # the field, when the request is at fault

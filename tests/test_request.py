@@ -1,9 +1,11 @@
 """Every field that a caller may set has a bound, and the bound holds."""
+from collections.abc import Sequence
 from dataclasses import fields
 
+import msgspec
 import pytest
 
-from gramme.request import Request, RequestError, SamplingParams
+from gramme.request import Logprob, Request, RequestError, SamplingParams, Scores, Update
 
 # The fields of a Request that no caller sets.
 OURS = {"id", "prompt_token_ids", "params", "bad_word_ids", "stamps", "start_by_s", "deadline_s", "pooling"}
@@ -52,3 +54,24 @@ def test_an_empty_choice_of_tokens_and_more_tokens_at_least_than_at_most_are_ref
     for more in ({"allowed_token_ids": []}, {"min_tokens": 5, "max_tokens": 4}, {"logit_bias": {-1: 0}}):
         with pytest.raises(RequestError):
             SamplingParams(**more)
+
+
+def test_scores_are_a_sequence_of_what_was_added_and_go_through_a_message():
+    def made(start, count):
+        scores = Scores()
+        for i in range(start, start + count):
+            scores.add(i, -float(i), 3 + i, [i, 50 + i] if i % 2 else [90, 50 + i], [-float(i), -0.5])
+        return scores
+
+    dict_of = lambda i: {i: Logprob(-float(i), 3 + i), 50 + i: Logprob(-0.5, 2)} | (
+        {} if i % 2 else {90: Logprob(-float(i), 1)})
+    whole = Scores()
+    assert list(whole) == [None] and len(whole) == 1
+    whole.put(0, made(1, 4))
+    whole.put(2, made(3, 5))  # begun anew at a page's end
+    want = [None, *map(dict_of, range(1, 8))]
+    assert list(whole) == want and whole[-1] == want[-1] and whole[1:3] == want[1:3] and isinstance(whole, Sequence)
+    with pytest.raises(IndexError):
+        whole[8]
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(Update(id="a", prompt_logprobs=whole)), type=Update)
+    assert list(sent.prompt_logprobs) == want

@@ -32,9 +32,9 @@ from gramme.request import (
     NOTHING,
     EngineStats,
     FinishReason,
-    Logprobs,
     Request,
     RequestError,
+    Scores,
     Spent,
     Stamps,
     StructuredOutputsParams,
@@ -53,7 +53,7 @@ class Live:
     request: Request  # without its tokens, which the sequence has
     seq: Sequence
     chooser: Chooser
-    prompt_logprobs: list[Logprobs | None] | None = None  # grows while the prompt runs; None: not asked or delivered
+    prompt_logprobs: Scores | None = None  # grows while the prompt runs; None: not asked or delivered
     pooled: np.ndarray | None = None
     spent: Spent = NOTHING
     refusal: RequestError | None = None  # its grammar could not be compiled, or there was no memory for it
@@ -248,7 +248,7 @@ class Engine:
             root=f"{self.plan.dtype} {self.plan.kv_dtype} {request.cache_salt}".encode(),
             runs_ahead=not chooser.needs_history, caches=not scores and request.pooling is None, pooling=prompt_only,
         )
-        return Live(replace(request, prompt_token_ids=()), seq, chooser, [None] if scores else None)
+        return Live(replace(request, prompt_token_ids=()), seq, chooser, Scores() if scores else None)
 
     def _check_prompt(self, request: Request) -> int:
         """The number of tokens to generate, after every bound that needs the model."""
@@ -290,7 +290,7 @@ class Engine:
         now_ns = time.monotonic_ns()
         events = self.scheduler.commit(launched.batch, [r.tokens for r in results], now_ns / 1e9)
         new = {e.row: len(e.tokens) for e in events}
-        pieces = [piece(row, *known, new.get(i, 0), len(result.prompt_logprobs))
+        pieces = [piece(row, *known, new.get(i, 0), len(result.prompt_logprobs) - 1)
                   for i, (row, known, result) in enumerate(zip(rows, before, results, strict=True))]
         for row, spent in zip(rows, self.meter.charge(now_ns / 1e9, pieces), strict=True):
             self._book(row.seq, spent)
@@ -310,7 +310,7 @@ class Engine:
         if live is None:
             return
         if live.prompt_logprobs is not None:
-            live.prompt_logprobs[start + 1 :] = result.prompt_logprobs
+            live.prompt_logprobs.put(start, result.prompt_logprobs)
         if result.pooled is not None:
             add = start > 0 and live.request.pooling == "mean"
             live.pooled = live.pooled + result.pooled if add else result.pooled

@@ -9,7 +9,7 @@ from gramme.core.batch import Batch, Row
 from gramme.kernels.load import Backend
 from gramme.kernels.ops import Array, Edits, Sampled, Sampling, Step
 from gramme.models.decoder import Decoder
-from gramme.request import Logprob, Logprobs, Pooling
+from gramme.request import Logprob, Logprobs, Pooling, Scores
 from gramme.runtime.cache import give_back_freed, kv_cache
 from gramme.runtime.graphs import Graphs
 from gramme.runtime.inputs import HostStep, Wanted, host_step, wanted
@@ -50,7 +50,7 @@ class RowResult:
 
     tokens: list[int] = field(default_factory=list)  # accepted drafts and one more; empty when the row does not sample
     logprobs: list[Logprobs] = field(default_factory=list)
-    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    prompt_logprobs: Scores = field(default_factory=Scores)
     pooled: np.ndarray | None = None
 
 
@@ -120,7 +120,9 @@ class Runner:
     def _accept(self, result: RowResult, w: Wanted, j: int, sampled: Sampled, launched: Launched) -> None:
         params = launched.choosers[w.row].params
         if w.target is not None:
-            result.prompt_logprobs.append(_logprobs(sampled, j, params.prompt_logprobs or 0))
+            top = slice(params.prompt_logprobs or 0)
+            result.prompt_logprobs.add(int(sampled.tokens[j]), float(sampled.logprobs[j]), int(sampled.ranks[j]),
+                                       sampled.top_ids[j, top].tolist(), sampled.top_logprobs[j, top].tolist())
             return
         draft = launched.batch.rows[w.row].draft
         if result.tokens and result.tokens[-1] != draft[len(result.tokens) - 1]:

@@ -158,13 +158,14 @@ def run(engine, count, length, step=1, **params):
         assert not any(u.error for u in engine.step())
 
 MIXES = {"penalised": dict(count=1, length=4000, max_tokens=3, n=64, repetition_penalty=1.2, logprobs=20),
-         "shared": dict(count=64, length=4000, step=0, max_tokens=3)}
+         "shared": dict(count=64, length=4000, step=0, max_tokens=3),
+         "scored": dict(count=8, length=4000, max_tokens=2, prompt_logprobs=20, logprobs=20)}
 small = engine(kv_tokens=4096)  # imports, pools of threads, what Python keeps for itself
 for mix in MIXES.values():
     run(small, **{**mix, "count": 1, "length": 20, "n": 1})
 del small
 before = most("VmRSS:")
-held = engine(kv_tokens=16_500)
+held = engine(kv_tokens=16_500, max_num_seqs=4 if sys.argv[2] == "scored" else 64)
 held.hold()
 Path("/proc/self/clear_refs").write_text("5")
 run(held, **MIXES[sys.argv[2]])
@@ -228,9 +229,9 @@ def test_what_is_held_is_there_when_the_engine_is_ready_and_any_mix_stays_below_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resets a peak in /proc")
 @pytest.mark.skipif("cpu" not in available(), reason="what numpy needs for attention is counted many times over")
-@pytest.mark.parametrize("mix", ["penalised", "shared"])
-def test_many_that_share_a_long_prompt_stay_below_the_plan_within_steps_too(mix):
-    """Pages are shared; what the host knows of each token of each sequence is not."""
+@pytest.mark.parametrize("mix", ["penalised", "shared", "scored"])
+def test_long_prompts_that_are_shared_or_scored_stay_below_the_plan_within_steps_too(mix):
+    """Pages may be shared; what the host knows of each token of each sequence is not."""
     done = subprocess.run([sys.executable, "-c", PEAK, "cpu", mix], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     peak, planned = map(int, done.stdout.split())
