@@ -32,6 +32,7 @@ class Recipe:
     warmup_steps: int = 200
     decay_steps: int = 0
     weight_decay: float = 0.1  # of matrices only
+    question_weight: float = 0.0  # of a question's tokens in the loss, as a part of its answer's; 0: they are only read
     clip: float = 1.0  # norm of the gradient
     betas: tuple[float, float] = (0.9, 0.98)
     seed: int = 0
@@ -91,5 +92,7 @@ def _check(config: RunConfig, file: Path) -> None:
     if r.length > min(r.batch_tokens, config.model.max_positions):
         raise ConfigError(f"{file}: [recipe] length {r.length} exceeds batch_tokens {r.batch_tokens} or the model's "
                           f"max_positions {config.model.max_positions}")
+    if not isinstance(r.question_weight, (int, float)) or not 0 <= r.question_weight <= 1:
+        raise ConfigError(f"{file}: [recipe] question_weight must be from 0 to 1, not {r.question_weight!r}")
     if not config.mix or min(config.mix.values()) < 0 or sum(config.mix.values()) <= 0:
         raise ConfigError(f"{file}: [mix] must give each kind of row a share of at least 0, not all of them 0")

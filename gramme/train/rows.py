@@ -30,11 +30,13 @@ def chat_tokens(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[
 
 @dataclass(frozen=True)
 class Dialogues:
-    """Whole dialogues in buckets of equal length; only the answer is learnt, with its language's weight."""
+    """Whole dialogues in buckets of equal length; the answer is learnt with its language's weight, the question with a
+    part of it."""
 
     buckets: Mapping[int, np.ndarray]  # length n -> (rows, n + 2): the tokens, then head, then the weight in 1/1000
     batch_tokens: int
     seed: int
+    question_weight: float = 0.0
 
     @classmethod
     def cut(cls, dialogues: Iterable[Dialogue], tokenizer: Tokenizer, weights: Mapping[str, float], longest: int,
@@ -59,7 +61,7 @@ class Dialogues:
         order = np.random.default_rng((self.seed, turn, n)).permutation(len(self.buckets[n]))
         picked = self.buckets[n][np.array_split(order, self._pieces(n))[-left]]
         tokens, heads, weights = picked[:, :n], picked[:, n, None], picked[:, n + 1, None].astype(np.float32) / 1000
-        return tokens, np.where(np.arange(1, n) < heads, np.float32(0), weights)
+        return tokens, np.where(np.arange(1, n) < heads, np.float32(self.question_weight) * weights, weights)
 
     def _pieces(self, n: int) -> int:
         return max(1, round(len(self.buckets[n]) * n / self.batch_tokens))
@@ -122,7 +124,7 @@ def save(kinds: Mapping[str, Kind], file: Path) -> None:
     new.replace(file)
 
 
-def load(file: Path, length: int, batch_tokens: int, seed: int) -> dict[str, Kind]:
+def load(file: Path, length: int, batch_tokens: int, seed: int, question_weight: float) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     with np.load(file, allow_pickle=False) as arrays:
         names = list(dict.fromkeys(key.split("/")[0] for key in arrays.files))
@@ -132,5 +134,6 @@ def load(file: Path, length: int, batch_tokens: int, seed: int) -> dict[str, Kin
                 weights = mine.pop("weights").tolist()
                 kinds[name] = Stream(list(mine.values()), weights, length, batch_tokens, seed)
             else:
-                kinds[name] = Dialogues({int(n): rows for n, rows in mine.items()}, batch_tokens, seed)
+                buckets = {int(n): rows for n, rows in mine.items()}
+                kinds[name] = Dialogues(buckets, batch_tokens, seed, question_weight)
     return kinds

@@ -69,7 +69,7 @@ def _kinds(config: RunConfig, data: Path, folder: Path) -> dict[str, Kind]:
             save_tokenizer(train_tokenizer(sample(texts), config.model.vocab_size), folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         rows.save(_cut(config, texts, tokenizer), kept)
-    return rows.load(kept, recipe.length, recipe.batch_tokens, recipe.seed)
+    return rows.load(kept, recipe.length, recipe.batch_tokens, recipe.seed, recipe.question_weight)
 
 
 def _texts(config: RunConfig, data: Path) -> Texts:

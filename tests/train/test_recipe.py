@@ -24,6 +24,7 @@ def test_a_shipped_recipe_is_read(file):
     ("width = ", "widht = ", "[model]"),
     ("length = 256", "length = 4096", "length 4096"), ("micro_batches = 2", "micro_batches = 0", "micro_batches"),
     ("bf16 = true", 'schedule = "linear"', "wsd or cosine"), ("translate = 0.62", "translate = -1", "share"),
+    ("bf16 = true", "question_weight = 2", "from 0 to 1"), ("bf16 = true", 'question_weight = "x"', "from 0 to 1"),
     ("[recipe]", "[recipe", "nano.toml"), ("family = ", "[model.x]\nfamily = ", "model"),
 ])
 def test_a_wrong_recipe_is_refused_by_name(old, new, words, tmp_path):

@@ -89,9 +89,20 @@ def test_a_mixture_meets_its_shares_and_depends_on_the_number_alone():
     assert len(drawn) == Mix.CYCLE // 4  # no piece of the stream comes twice
 
 
+def test_a_question_weighs_a_part_of_its_answer(tmp_path):
+    save({"chat": CHATS}, tmp_path / "rows.npz")
+    asked = load(tmp_path / "rows.npz", 32, 256, 5, 0.25)["chat"]
+    for i in range(len(CHATS)):
+        (tokens, answers), (same, both) = CHATS.batch(i), asked.batch(i)
+        np.testing.assert_array_equal(tokens, same)
+        whole = answers.max(1, keepdims=True)  # the language's weight
+        np.testing.assert_array_equal(both, np.where(answers > 0, answers, np.float32(0.25) * whole))
+        assert (answers == 0).any()
+
+
 def test_rows_survive_being_kept(tmp_path):
     save({"chat": CHATS, "novels": STREAM}, tmp_path / "rows.npz")
-    kept = load(tmp_path / "rows.npz", 32, 256, 5)
+    kept = load(tmp_path / "rows.npz", 32, 256, 5, 0.0)
     for name, kind in {"chat": CHATS, "novels": STREAM}.items():
         for i in (0, 7):
             for a, b in zip(kind.batch(i), kept[name].batch(i), strict=True):
