@@ -379,7 +379,7 @@ class RequestOutput:
     prompt_token_ids: Sequence[int]
     outputs: Sequence[CompletionOutput]
     finished: bool
-    prompt_logprobs: Sequence[Logprobs | None] | None = None
+    prompt_logprobs: Scores | None = None
     metrics: RequestMetrics | None = None
 
 

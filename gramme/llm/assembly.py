@@ -11,6 +11,7 @@ from gramme.request import (
     RequestError,
     RequestMetrics,
     RequestOutput,
+    Scores,
     Spent,
     Update,
 )
@@ -41,7 +42,7 @@ class Assembly:
     logprobs: list[list[Logprobs]] = field(default_factory=list)
     reasons: list[FinishReason | None] = field(default_factory=list)
     stops: list[int | str | None] = field(default_factory=list)
-    prompt_logprobs: Sequence[Logprobs | None] | None = None
+    prompt_logprobs: Scores | None = None
     embedding: Sequence[float] | None = None
     refused: RequestError | None = None
     spent: dict[int, Spent] = field(default_factory=dict)  # by sample
