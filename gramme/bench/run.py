@@ -120,10 +120,11 @@ def _check(test: Test, p: Plan) -> None:
         raise ConfigError(f"{test.name} needs {test.batch} rows, a step holds {p.max_rows}: raise --max-num-seqs")
 
 
-def line(r: Result) -> str:
-    error = r.seconds / r.predicted_s - 1
+def line(r: Result, source: str) -> str:
+    """`source`: of the machine's rates."""
+    error, ceiling = r.seconds / r.predicted_s - 1, f"{'assumed ' * (source == 'assumed')}{r.bound} ceiling"
     return (f"{r.test:8} {r.tokens_per_s:9.1f} tokens/s  {r.gb_per_s:6.1f} GB/s  {r.gop_per_s:7.1f} Gop/s  "
-            f"{r.share:4.0%} of the {r.bound} ceiling  predicted {1e3 * r.predicted_s:8.2f} ms, "
+            f"{r.share:4.0%} of the {ceiling}  predicted {1e3 * r.predicted_s:8.2f} ms, "
             f"took {1e3 * r.seconds:8.2f} ({error:+.0%})")
 
 

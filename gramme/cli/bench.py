@@ -23,13 +23,15 @@ def main(args: argparse.Namespace) -> None:
     config = replace(settle(args, EngineConfig), skip_tokenizer_init=True, prefix_caching=False)
     million(config, 0.0)  # found to be wrong now rather than at the end
     engine = Engine.load(config)
+    engine.hold()  # as a server does before it says ready: what is predicted is what is taken then
     hardware = machine(engine.plan.backend, replace(this_machine(), backends=available()))
     results = []
     for result in bench(engine, hardware, tests(), asked.repeats, asked.calibration):
-        print(line(result), flush=True)
+        print(line(result, hardware.source), flush=True)
         results.append(result)
     memory = {"predicted_bytes": engine.plan.ledger.total, "measured_bytes": engine.taken_bytes}
-    print(f"memory   predicted {gb(memory['predicted_bytes'])} at most, took {gb(memory['measured_bytes'])}")
+    predicted, took = memory.values()
+    print(f"memory   predicted {gb(predicted)} at most, took {gb(took)} ({took / predicted - 1:+.0%})")
     for r in results:
         print(f"{r.test:8} a million tokens cost {said(million(config, 1 / r.tokens_per_s))}")
     print(json.dumps(record(results, config.model or "gramme-nano", hardware, engine.plan, memory)))

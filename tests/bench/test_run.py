@@ -1,11 +1,14 @@
 """`gramme bench run` and `doctor --measure`: shapes of what they say, and what they teach the planner."""
 import json
+import subprocess
+import sys
 
 import pytest
 
 from gramme.bench import run as bench
 from gramme.cli.main import run
 from gramme.config import ConfigError, EngineConfig
+from gramme.kernels.present import available
 from gramme.llm.engine import Engine
 from gramme.plan import calibration
 from gramme.plan.hardware import this_machine
@@ -29,6 +32,16 @@ def test_the_last_line_has_the_rows_with_ceilings_predictions_and_memory(capsys)
         assert row["tokens_per_s"] > 0 and row["gb_per_s"] > 0 and row["gop_per_s"] > 0 and row["predicted_s"] > 0
         assert row["bound"] in ("memory", "compute") and row["share"] > 0
     assert 0 < made["memory"]["measured_bytes"] <= made["memory"]["predicted_bytes"] + (20 << 20)
+
+
+@pytest.mark.skipif("cpu" not in available(), reason="numpy's results have no place of their own")
+def test_what_was_not_measured_is_said_and_memory_is_what_was_predicted_for_it():
+    """In a process of its own: memory that another test has left free would be taken again."""
+    words = (sys.executable, "-m", "gramme", "bench", "run", "--repeats", "1")
+    *rows, memory, _, _, _, last = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(rows) == 3 and all("of the assumed " in row for row in rows) and "%)" in memory
+    made = json.loads(last)["memory"]
+    assert made["predicted_bytes"] - (12 << 20) <= made["measured_bytes"] <= made["predicted_bytes"]
 
 
 def test_errors_teach_the_next_prediction_unless_told_not_to():
