@@ -30,13 +30,17 @@ check: .venv-base/ready
 	.venv-base/bin/mypy --strict -p gramme.core -p gramme.plan -p gramme.text -p gramme.grammar -p gramme.formats
 	.venv-base/bin/mypy --strict gramme/config.py gramme/request.py
 
-# The CPU kernels' tests on a build that watches every address and every undefined operation; Python itself leaks.
+# The CPU kernels' tests on a build that watches every address and every undefined operation; Python itself leaks. The
+# threads on one that watches every order; where addresses are not random, as it needs them.
 sanitize: SANITIZED = GRAMME_CPU_LIBRARY=build/sanitize/libgramme_cpu.so
 sanitize: .venv-base/ready
 	$(SANITIZED) .venv-base/bin/python -m gramme.kernels.cpu.build --sanitize
 	$(SANITIZED) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	.venv-base/bin/python -m pytest tests/kernels/test_cpu.py tests/kernels/test_cpu_pool.py
+	$${CXX:-g++} -std=c++17 -O1 -g -Wall -Werror -fsanitize=thread -pthread -Igramme/kernels/cpu -o build/sanitize/pool_races \
+	tests/kernels/pool_races.cpp gramme/kernels/cpu/threads.cpp
+	TSAN_OPTIONS=halt_on_error=1 setarch -R build/sanitize/pool_races
 
 # One file for this platform, with the kernels compiled, for every Python 3.
 wheel: .venv-base/ready
