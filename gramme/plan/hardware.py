@@ -19,7 +19,7 @@ from gramme.plan.gpus import GPU, Ceiling, gpu
 from gramme.plan.limits import last_level_cache_bytes, memory_bytes, threads
 
 ABANDONED_S = 60.0  # since a file was begun: writing one takes a thousandth of a second
-VERSION = 5  # of the file of measured rates
+VERSION = 6  # of the file of measured rates
 # Assumed where nothing was measured, for one core: what two-channel desktops with AVX2 have at least.
 CORE_BANDWIDTH, MOST_BANDWIDTH = 10e9, 40e9
 CORE_FLOAT32, CORE_INT8 = 40e9, 120e9

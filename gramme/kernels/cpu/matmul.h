@@ -15,10 +15,6 @@
 #define TOKENS 256       // tokens that a strip is multiplied by at a time: y of 32 kB
 #define COLUMNS 1024     // columns that are unpacked at a time: 32 kB of codes
 #define UNPACK_TOKENS 24 // from so many tokens on nibbles are unpacked once for all of them
-#define AHEAD 4096       // bytes: weights so far ahead are fetched; the next block lies behind this one
-
-// Weights are read once a step: fetched as such they do not drive all else out of the last cache.
-#define FETCH(p) __builtin_prefetch(p, 0, 0)
 
 struct Matrix {
     const void *data;
