@@ -72,6 +72,12 @@ def measure(subject: Subject, workload: Workload, slo: Slo, limit_s: float, seed
             **summary(run, workload.window_s, slo), "failure_examples": details, "requests": each(run)}
 
 
+def predictions(subject: Subject, limit_s: float) -> dict[str, Any]:
+    """What gramme's own server says of its predictions, by what they are of."""
+    found: dict[str, Any] = _run(_json(subject.target, "GET", "/v1/status", None, limit_s))["predictions"]
+    return found
+
+
 def _run(work: Any) -> Any:
     before = signal.getsignal(signal.SIGINT)  # the runner and the loop put others in its place
     try:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -24,7 +24,7 @@ from gramme.cli.flags import options
 from gramme.cli.options import LoadOptions
 from gramme.config import ConfigError, EngineConfig
 from gramme.plan.hardware import this_machine
-from gramme.plan.units import parse_seconds
+from gramme.plan.units import gb, ms, parse_seconds
 
 OF_THE_CLIENT = ("tokenizer", "price", "power")  # engine's flags that mean something beside --url too
 DEFAULT_WINDOW, DEFAULT_RATE, DEFAULT_AT_ONCE, DEFAULT_PROMPT, DEFAULT_OUTPUT = "30s", 1.0, 100, 256, 64
@@ -153,6 +153,16 @@ def lines(r: dict[str, Any]) -> Iterator[str]:
         found = [values[f"{which}_{name.lower()}_ms"] for which in ("mean", "median", "p90", "p99", "max")]
         yield f"{name:10} {_row(found)}" + ("  of the client, in the others too" if name == "lag" else "")
     yield from _doubts(r)
+
+
+def checked(predictions: Mapping[str, Any]) -> Iterator[str]:
+    """Predicted beside measured."""
+    names = {"memory": "memory", "prefill": "prompt", "decode": "a token", "ttft": "TTFT"}
+    for name, found in predictions.items():
+        predicted, took = (gb(found[f"{which}_bytes"]) if name == "memory" else ms(found[f"{which}_ms"] / 1e3)
+                           for which in ("predicted", "measured"))
+        more = f"; off by {found['distance']:.0%} at the median" if name == "ttft" else ""
+        yield f"{names[name]:10} predicted {predicted}, took {took} ({found['error']:+.0%}){more}"
 
 
 def _doubts(r: dict[str, Any]) -> Iterator[str]:

@@ -5,9 +5,9 @@ from datetime import datetime
 from pathlib import Path
 
 from gramme.bench.latency import parse_slo
-from gramme.bench.serve import measure
+from gramme.bench.serve import measure, predictions
 from gramme.cli.bench import million
-from gramme.cli.bench_load import about, end_orderly, lines, progress, save, subject, workload
+from gramme.cli.bench_load import about, checked, end_orderly, lines, progress, save, subject, workload
 from gramme.cli.flags import settle
 from gramme.cli.options import LoadOptions, ServeBenchOptions
 from gramme.config import EngineConfig
@@ -25,6 +25,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         with subject(args, config, asked) as (server, named):
             made = measure(server, load, slo, limit_s, asked.load_seed, progress(named["model"]))
+            ours = asked.url is None and not made["interrupted"]
+            made["predictions"] = predictions(server, limit_s) if ours else None
     except KeyboardInterrupt:  # before anything was sent
         return 130
     tokens = made["total_input_tokens"] + made["total_output_tokens"]
@@ -35,6 +37,8 @@ def main(args: argparse.Namespace) -> int:
         print(line)
     if cost:
         print(f"a million tokens, prompts and answers, cost {said(cost)}")
+    for line in checked(made["predictions"] or {}):
+        print(line)
     text = json.dumps(record)
     if own.out is not None:
         save(Path(own.out), text + "\n")

@@ -32,9 +32,9 @@ def last_level_cache_bytes(root: Path = ROOT) -> int:
     return max((int(size.rstrip("KM")) << units.get(size[-1], 0) for size in sizes if size), default=32 << 20)
 
 
-def resident_bytes() -> int:
-    """Anonymous and mapped memory of this process; 0 where the system does not say."""
-    lines = (line.split() for line in _read(ROOT / "proc/self/status").splitlines())
+def resident_bytes(process: int | str = "self") -> int:
+    """Anonymous and mapped memory of a process; 0 where the system does not say."""
+    lines = (line.split() for line in _read(ROOT / f"proc/{process}/status").splitlines())
     sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
     return sizes.get("RssAnon:", 0) + sizes.get("RssFile:", 0)
 

@@ -42,7 +42,7 @@ from gramme.serve.replies import ChatReply, CompletionReply, Reply, embedding_li
 from gramme.serve.response_events import ResponsesReply
 from gramme.serve.responses import Responses
 from gramme.serve.similarity import Rerank, Score, cosine, ranking, score_list
-from gramme.serve.status import status
+from gramme.serve.status import predictions, status
 from gramme.serve.streaming import HeldStream, events, read_body, until_gone
 from gramme.serve.tools import Reading
 from gramme.text.chat import Chat
@@ -143,7 +143,10 @@ class Server:
 
     async def status(self, http: HttpRequest) -> Response:
         self._check_ready()
-        return Json(status(self.model, self.llm.config, self.llm.ready, self.llm.stats))
+        llm, ready, hardware = self.llm, self.llm.ready, self.llm.ready.loaded.hardware
+        checks = self.outlook.checks(ready.model, hardware, self.options.calibration) if hardware else []
+        found = predictions(ready, llm.taken_bytes, checks, self.metrics.foretold_s)
+        return Json(status(self.model, llm.config, ready, llm.stats, found))
 
     async def info(self, http: HttpRequest) -> Response:
         t = self.tokenizer

@@ -9,6 +9,7 @@ from contextlib import suppress
 from hashlib import sha256
 
 from gramme.config import EngineConfig, Plan
+from gramme.plan.limits import resident_bytes
 from gramme.request import EngineStats, Request, RequestError, Update
 from gramme.serve.messages import (
     MAX_MESSAGE_BYTES,
@@ -76,6 +77,12 @@ class AsyncLLM:
         A long prompt gets on by its chunks.
         """
         return self.ready is not None and self._unanswered > PINGS
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the engine's process takes beyond one that has loaded no model; 0 where the system does not say."""
+        taken = resident_bytes(self._process.pid)
+        return taken and taken - (self.ready.loaded.without_bytes if self.ready else 0)
 
     async def start(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._sock)

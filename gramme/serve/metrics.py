@@ -1,4 +1,5 @@
 """Prometheus text under vLLM's metric names. Knows requests' metrics and the engine's counters, no HTTP."""
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -15,6 +16,7 @@ E2E_S = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 48
 TOKEN_S = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 COUNTS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
 LABELS = ("model_name", "engine")
+RECENT = 256  # requests whose predictions are remembered one by one
 
 
 class EngineCollector:
@@ -87,6 +89,7 @@ class Metrics:
         self._made = made("request_generation_tokens", "tokens of an answer", COUNTS)
         self.sequence_s = 1.0  # what a sequence took lately, from its first step to its end
         self.flush_s = 0.0  # what it took lately from the engine's first token to its handing over
+        self.foretold_s: deque[tuple[float, float]] = deque(maxlen=RECENT)  # times to first token: predicted, measured
         self._labels = (model, "0")
         self._done = Counter(f"{prefix}:request_success", "requests by reason", (*LABELS, "finished_reason"),
                              registry=self._registry)
@@ -120,6 +123,7 @@ class Metrics:
     def foretold(self, predicted_s: float, measured_s: float) -> None:
         """Of a time to first token."""
         if measured_s > 0:
+            self.foretold_s.append((predicted_s, measured_s))
             self._predicted.observe(predicted_s)
             self._ratio.observe(measured_s / predicted_s)
 

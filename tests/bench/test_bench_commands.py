@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def test_serve_measures_any_server_and_ends_with_its_record(sham, capsys, tmp_pa
     assert record == json.loads(out.read_text())
     assert (record["completed"], record["failed"], record["total_output_tokens"], record["total_input_tokens"]) == (
         8, 0, 24, 72)
+    assert record["predictions"] is None, "another server's are not known"
     assert record["goodput_share"] == 1.0 and record["subject"] == {"server": sham.url, "model": "sham"}
     assert record["cost_per_million_tokens"] == pytest.approx(record["duration"] / 96 * 1e6 / 3600)
     assert all(b["x"] == 1 and b["messages"][0]["role"] == "user" for b in sham.bodies)
@@ -86,6 +88,8 @@ def test_gramme_starts_its_own_server(keep_signals, capsys):
     assert (record["completed"], record["total_input_tokens"], record["total_output_tokens"]) == (8, 72, 24)
     assert record["prompt_tokens_off"] == record["output_tokens_off"] == record["answers_without_usage"] == 0
     assert record["subject"]["flags"] == "--backend reference --max-model-len 64"
+    assert {"memory", "ttft"} <= record["predictions"].keys() and record["predictions"]["ttft"]["requests"] >= 8
+    assert any(re.fullmatch(r"TTFT +predicted .*, took .* \(.*%\); off by .* at the median", line) for line in lines)
 
 
 def test_flags_for_the_server_say_what_differs_from_the_defaults():

@@ -33,6 +33,7 @@ class Says:
     failed = None
     fingerprint = "fp"
     stats = EngineStats()
+    taken_bytes = 0
     config = EngineConfig(backend="reference")
 
     def __init__(self, tokenizer, text, step=3, reason="stop", pause_s=0.0):

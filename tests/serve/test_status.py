@@ -70,6 +70,20 @@ def test_a_line_changes_with_its_counter(served):
     assert line(served, "grammars")["state"] == "engaged"
 
 
+def test_what_was_predicted_stands_beside_what_was_measured(served):
+    for i in range(6):
+        assert served.post("/v1/completions", ASK | {"prompt": [i + 100] * 40})[0] == 200
+    found = status(served)["predictions"]
+    assert found.keys() == {"memory", "prefill", "decode", "ttft"}
+    assert found["memory"]["predicted_bytes"] == sum(
+        n for name, n in status(served)["plan"]["ledger"].items() if name != "budget")
+    for name, unit in (("memory", "bytes"), ("prefill", "ms"), ("decode", "ms")):
+        predicted, measured = (found[name][f"{which}_{unit}"] for which in ("predicted", "measured"))
+        assert predicted > 0 < measured and found[name]["error"] == pytest.approx(measured / predicted - 1)
+    assert found["prefill"]["tokens"] == 32 and found["decode"]["tokens"] == 1
+    assert found["ttft"]["requests"] >= 6 and found["ttft"]["distance"] >= abs(found["ttft"]["error"]) * 0.5
+
+
 def test_the_ceiling_is_that_of_the_rows_that_run(served):
     ceiling = status(served)["ceiling"]
     assert ceiling["rows"] == 1 and ceiling["tokens_per_s"] > 0 and ceiling["bound"] in ("memory", "compute")
