@@ -106,7 +106,8 @@ class Engine:
         opened.check_all_used()
         if kept is not None:
             kept.close()
-        grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(opened))
+        told = opened.text, opened.config, opened.defaults  # not its source: the file would stay mapped beside its copy
+        grammars = None if config.skip_tokenizer_init else Grammars(lambda: vocabulary(*told))
         runner = Runner(opened.config, decided, decoder, kernels)
         loaded = found(kernels, hardware, time.monotonic() - began_s, without,
                        *_layout(config, opened, kernels, decided, kept))

@@ -236,3 +236,13 @@ def test_long_prompts_that_are_shared_or_scored_stay_below_the_plan_within_steps
     assert done.returncode == 0, done.stderr[-2000:]
     peak, planned = map(int, done.stdout.split())
     assert peak <= planned, (peak, planned)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_whose_weights_were_laid_out_is_not_held_beside_them():
+    """With a tokenizer and its grammars, as a server has them."""
+    code = ("from gramme.config import EngineConfig; from gramme.llm.engine import Engine; import gc;"
+            "engine = Engine.load(EngineConfig()); gc.collect(); assert engine._grammars is not None;"
+            "print('.safetensors' in open('/proc/self/maps').read())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr[-2000:]
