@@ -58,11 +58,12 @@ def measure(threads: int, bandwidth: float, seconds: float = 0.05) -> dict[str, 
         return {}
     kernels = backend("cpu", threads)
     memory = reading(kernels)
-    first = _in_cache(kernels, seconds / 2) | _overheads(threads, memory)
-    rates = first | _from_memory(threads, memory, bandwidth, seconds) | {
+    first, times = _in_cache(kernels, seconds / 2), _of_nothing(threads, memory)
+    rates = _from_memory(threads, memory, bandwidth, seconds) | {
         speeds.ATTENTION: _attention(kernels, seconds), speeds.STREAM: _stream(kernels, seconds)}
-    again = _in_cache(kernels, seconds / 2) | _overheads(threads, memory)
-    return rates | {name: max(rate, first[name]) for name, rate in again.items()}
+    again, later = _in_cache(kernels, seconds / 2), _of_nothing(threads, memory)
+    return rates | {name: max(rate, first[name]) for name, rate in again.items()} | _overheads(
+        {name: min(took_s, times[name]) for name, took_s in later.items()})
 
 
 def _in_cache(kernels: Backend, seconds: float) -> dict[str, float]:
@@ -199,21 +200,28 @@ def _stream(kernels: Backend, seconds: float) -> float:
     return times * tokens * width / _median(kernels, run, seconds)
 
 
-def _overheads(threads: int, memory: Work) -> dict[str, float]:
-    """Steps, rows, layers and rows in layers a second: differences between models of two depths, one row and many."""
-    short, long = (_nothing(threads, layers) for layers in (SHORT, LONG))
-    more, others = LONG - SHORT, ROWS - 1
-    one_s, many_s, deep_s, deep_many_s = (_decode_s(e, rows) for e in (short, long) for rows in (1, ROWS))
-    each_s = (deep_many_s - many_s - deep_s + one_s) / (more * others)  # a row in a layer
-    layer_s = (deep_s - one_s) / more - each_s
-    row_s = (many_s - one_s) / others - SHORT * each_s
-    prompt_s = _prompt_s(short, memory)
-    called_s = (_prompt_s(long, memory) - prompt_s) / more
-    costs = {speeds.STEP: one_s - row_s - SHORT * (layer_s + each_s), speeds.ROW: row_s, speeds.LAYER: layer_s,
+def _of_nothing(threads: int, memory: Work) -> dict[str, float]:
+    """Seconds of steps of models of almost nothing, of two depths: a token for one sequence and for many, a prompt; and
+    of a recorded layer."""
+    times = dict[str, float]()
+    for layers in (SHORT, LONG):
+        engine = _nothing(threads, layers)
+        times |= {f"one {layers}": _decode_s(engine, 1), f"many {layers}": _decode_s(engine, ROWS),
+                  f"prompt {layers}": _prompt_s(engine, memory)}
+    return times | {speeds.REPLAYS: 1 / _replaying(engine).best(ANSWER)}
+
+
+def _overheads(times: dict[str, float]) -> dict[str, float]:
+    """Steps, rows, layers and rows in layers a second, from such times."""
+    one_s, many_s, prompt_s = (times[f"{kind} {SHORT}"] for kind in ("one", "many", "prompt"))
+    more_s, more_many_s, called_s = ((times[f"{kind} {LONG}"] - times[f"{kind} {SHORT}"]) / (LONG - SHORT)
+                                     for kind in ("one", "many", "prompt"))  # a layer
+    each_s = (more_many_s - more_s) / (ROWS - 1)  # a row in a layer
+    row_s = (many_s - one_s) / (ROWS - 1) - SHORT * each_s
+    costs = {speeds.STEP: one_s - row_s - SHORT * more_s, speeds.ROW: row_s, speeds.LAYER: more_s - each_s,
              speeds.LAYER_ROW: each_s, speeds.CALLED_LAYER: called_s,
-             speeds.CALLED_STEP: prompt_s - row_s - SHORT * called_s}
-    return {name: 1 / max(took_s, LEAST_S) for name, took_s in costs.items()} | {
-        speeds.REPLAYS: _replaying(long).best(ANSWER)}
+             speeds.CALLED_STEP: prompt_s - row_s - SHORT * called_s, speeds.REPLAYS: times[speeds.REPLAYS]}
+    return {name: 1 / max(took_s, LEAST_S) for name, took_s in costs.items()}
 
 
 def replaying(threads: int) -> Work:

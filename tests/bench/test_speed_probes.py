@@ -3,6 +3,8 @@ import math
 from argparse import Namespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gramme.bench import ceilings
 from gramme.bench import speeds as probes
@@ -39,3 +41,15 @@ def test_what_memory_feeds_is_measured_until_memory_stays_as_it_is():
     memory = Namespace(best=lambda passes: next(given))
     took_s, probed = probes._beside(memory, lambda: passes.append(None))
     assert (len(passes), probed) == (2 * probes.PASSES, 75e9) and took_s >= 0
+
+
+@given(st.lists(st.floats(1e-6, 1e-3), min_size=6, max_size=6))
+def test_overheads_are_those_that_the_planner_adds_up(costs):
+    names = (speeds.STEP, speeds.ROW, speeds.LAYER, speeds.LAYER_ROW, speeds.CALLED_STEP, speeds.CALLED_LAYER)
+    rates = {name: 1 / cost for name, cost in zip(names, costs)}
+    decode_s = lambda rows, layers: speeds.host_s(rows, layers, False, rates)
+    times = {speeds.REPLAYS: 1e-5} | {
+        f"{kind} {layers}": took_s for layers in (probes.SHORT, probes.LONG) for kind, took_s in {
+            "one": decode_s(1, layers), "many": decode_s(probes.ROWS, layers),
+            "prompt": speeds.host_s(1, layers, True, rates | {speeds.LAYER_ROW: math.inf})}.items()}
+    assert probes._overheads(times) == pytest.approx(rates | {speeds.REPLAYS: 1e5}, rel=1e-6)
