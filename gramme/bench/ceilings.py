@@ -23,7 +23,7 @@ FILE_BYTES = LINK_BYTES = 1 << 28
 TOKENS, ROWS, COLUMNS = 256, 2048, 2048  # a product that stays in cache: 2 MB of 4-bit codes
 
 
-def measure(threads: int, seconds: float = 0.4, disk: bool = True) -> dict[str, float]:
+def measure(threads: int, seconds: float = 0.3, disk: bool = True) -> dict[str, float]:
     """bytes/s and operations/s by the planner's names; each probe runs for about `seconds`.
 
     A GPU's own ceilings are its data sheet's, see plan/gpus.py; the way to it depends on the machine and is measured.

@@ -51,7 +51,7 @@ LEAST_S = 1e-8
 Run = Callable[[Ops], None]  # calls of kernels
 
 
-def measure(threads: int, bandwidth: float, seconds: float = 0.05) -> dict[str, float]:
+def measure(threads: int, bandwidth: float, seconds: float = 0.03) -> dict[str, float]:
     """Things a second while memory gives `bandwidth` bytes a second; nothing where the CPU kernels cannot be had. Each
     probe runs for about `seconds`."""
     if "cpu" not in available():
