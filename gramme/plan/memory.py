@@ -9,6 +9,7 @@ from gramme.plan.cost import Weights
 
 MOST_LOGIT_ROWS = 256
 LOGIT_BYTES = 36  # for each logit: itself, its copies while choosing, its rank where log-probabilities are asked
+HOST_LOGIT_BYTES = 20  # the same where numpy chooses: itself, as floats, edited, masked; the rest is made row by row
 LOGIT_SHARE, LEAST_LOGITS_BYTES = 1 / 16, 4 << 20  # logits take this part of the weights' size, at least so much
 TOKEN_RECORD_BYTES = 128  # a token that the scheduler knows: its number, its part of a page's record
 SEQUENCE_RECORD_BYTES = 16 << 10
@@ -42,7 +43,8 @@ def ledger(m: ModelConfig, w: Weights, *, backend: str, dtype: str, kv_dtype: st
         weights=w.total, kv=pages * page_size * m.kv_token_bytes(kv_dtype), tables=4 * length * m.head_dim,
         activations=activation_bytes(m, backend, dtype, chunk),
         attention=gpu_memory.scratch_bytes(processors) if gpu else attention_bytes(m, backend, chunk, length, threads),
-        logits=logit_rows(m, w.total) * m.vocab_size * LOGIT_BYTES,
+        logits=logit_rows(m, w.total) * m.vocab_size * (
+            LOGIT_BYTES if backend in ("cuda", "eager") else HOST_LOGIT_BYTES),
         records=0 if gpu else pages * page_size * TOKEN_RECORD_BYTES + rows * (
             SEQUENCE_RECORD_BYTES + length * HELD_TOKEN_BYTES),
         graphs=graphs, driver=DRIVER_BYTES if gpu else 0,

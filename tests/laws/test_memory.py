@@ -1,15 +1,20 @@
 """Bytes: what a plan counts is what is allocated, and no mix of requests needs more."""
 import subprocess
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
 
 from gramme.config import EngineConfig
+from gramme.kernels import reference
 from gramme.kernels.load import backend
+from gramme.kernels.ops import Edits, Sampling
 from gramme.kernels.present import available
 from gramme.models.dummy import SHAPES
 from gramme.models.load import build, random_source
 from gramme.plan.hardware import Hardware
+from gramme.plan.memory import HOST_LOGIT_BYTES
 from gramme.plan.planner import plan
 from gramme.runtime.cache import kv_cache
 
@@ -225,6 +230,21 @@ def test_what_is_held_is_there_when_the_engine_is_ready_and_any_mix_stays_below_
     ready, after, held, planned = map(int, done.stdout.split())
     assert ready >= 0.98 * held, "promised, not touched: it may be missing in the middle of an answer"
     assert after <= planned, (after, planned)
+
+
+def test_choosing_with_all_that_can_be_asked_takes_what_is_counted():
+    rows, tokens = 16, 8192
+    every, ones = np.repeat(np.arange(rows, dtype=np.int32), 100), np.ones(rows, np.float32)
+    edits = Edits(every, np.tile(np.arange(100, dtype=np.int32), rows), *[np.ones(len(every), np.float32)] * 3)
+    asked = Sampling(temperature=ones, top_p=ones, min_p=0 * ones, top_k=np.zeros(rows, np.int32), u=np.full(rows, 0.5),
+                     edits=edits, mask=np.full((rows, tokens // 32), -1, np.int32), processed=ones > 0, top=20,
+                     logprobs=True)
+    logits = np.random.default_rng(0).standard_normal((rows, tokens), np.float32)
+    tracemalloc.start()
+    reference.sample(logits, asked)
+    peak = logits.nbytes + tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.8 * HOST_LOGIT_BYTES < peak / logits.size < HOST_LOGIT_BYTES
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resets a peak in /proc")
