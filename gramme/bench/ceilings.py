@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from gramme.kernels.load import Backend, backend
 from gramme.kernels.ops import Device
 from gramme.kernels.present import available
 from gramme.kernels.reference import storage_dtype
+from gramme.plan.driver import own_card
+from gramme.plan.hardware import card_rate
 from gramme.quant.rounding import round_to_nearest
 
 MEMORY_BYTES = 1 << 29  # far beyond the caches of a desktop: of half as much, 32 MB of cache held an eighth
@@ -26,7 +29,7 @@ TOKENS, ROWS, COLUMNS = 256, 2048, 2048  # a product that stays in cache: 2 MB o
 def measure(threads: int, seconds: float = 0.3, disk: bool = True) -> dict[str, float]:
     """bytes/s and operations/s by the planner's names; each probe runs for about `seconds`.
 
-    A GPU's own ceilings are its data sheet's, see plan/gpus.py; the way to it depends on the machine and is measured.
+    Of a graphics card, by its name: its memory, its products, and the way to it.
     """
     kernels, card = _kernels(threads), _load("cuda", threads)
     rates = {"bandwidth": reading(kernels).rate(seconds), "float32": multiplying_float32(kernels).rate(seconds)}
@@ -34,7 +37,18 @@ def measure(threads: int, seconds: float = 0.3, disk: bool = True) -> dict[str, 
         rates["int8"] = multiplying_int8(kernels).rate(seconds)
     if card is not None:
         rates["link"] = copy_to(card.device, seconds)
+        rates |= _of_card(seconds)
     return rates | ({"disk": read_file(Path(tempfile.gettempdir()))} if disk else {})
+
+
+def _of_card(seconds: float) -> dict[str, float]:
+    """What it does not allow, its memory being taken for instance, is left to its data sheet."""
+    from gramme.kernels.cuda import ceilings as gpu_ceilings  # PyTorch is imported where there is a card only
+
+    with suppress(ConfigError, RuntimeError):
+        name = own_card().name
+        return {card_rate(name, ceiling): rate for ceiling, rate in gpu_ceilings.measure("cuda", seconds).items()}
+    return {}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from gramme.plan.hardware import Hardware, remember, this_machine
 from gramme.plan.others import Others
 from gramme.plan.units import gb
 
-CEILINGS = ("bandwidth", "float32", "int8", "disk", "link")
+CEILINGS = ("bandwidth", "float32", "int8", "disk", "link", "fp32_accumulate", "fp16_accumulate")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -34,9 +34,9 @@ def main(args: argparse.Namespace) -> None:
         "cores": machine.cores, "free_memory": gb(machine.free_bytes),
         "torch": "installed" if find_spec("torch") else "not installed (not needed on a CPU)",
         "cpu_level": backend("cpu").level if "cpu" in available() else f"none; {missing()}" if missing() else "none",
-        "backends": {name: _try(name, machine.cores) for name in ("cpu", "reference", "eager")},
+        "backends": {name: _try(name, machine.cores) for name in ("cuda", "cpu", "reference", "eager")},
         "ceilings": {"source": machine.source, **{name: _rate(name, rate) for name, rate in machine.rates.items()
-                                                  if name in CEILINGS}},
+                                                  if name.rpartition(": ")[2] in CEILINGS}},
         "speeds": dict(_speeds(machine.rates)),
     }
     if asked.json:
@@ -77,7 +77,7 @@ def _speeds(rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 
 
 def _rate(name: str, rate: float) -> str:
-    return f"{rate / 1e9:.1f} " + ("GB/s" if name in ("bandwidth", "disk", "link") else "G operations/s")
+    return f"{rate / 1e9:.1f} " + ("GB/s" if name.endswith(("bandwidth", "disk", "link")) else "G operations/s")
 
 
 def _try(name: str, threads: int) -> str:

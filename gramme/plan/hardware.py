@@ -62,11 +62,19 @@ def card(gpu: GPU) -> Hardware:
 
 
 def own(host: Hardware, name: str, free_bytes: int, total_bytes: int, processors: int = 0) -> Hardware:
-    """This machine's graphics card, with the memory that it has now; `processors` where its data sheet is not known."""
+    """This machine's graphics card, with the memory that it has now; `processors` where its data sheet is not known.
+    What was measured of it comes before its data sheet."""
+    measured = {c: host.rates[card_rate(name, c)] for c in get_args(Ceiling) if card_rate(name, c) in host.rates}
+    found = replace(host, kind="gpu", name=name, backends=("cuda",), rates={}, processors=processors, source="assumed")
     with suppress(ConfigError):
-        return replace(card(gpu(name)), cores=host.cores, free_bytes=free_bytes, total_bytes=total_bytes)
-    return replace(host, kind="gpu", name=name, backends=("cuda",), free_bytes=free_bytes, total_bytes=total_bytes,
-                   rates={}, processors=processors, source="assumed")
+        found = replace(card(gpu(name)), cores=host.cores)
+    return replace(found, free_bytes=free_bytes, total_bytes=total_bytes, rates={**found.rates, **measured},
+                   source=host.source if measured else found.source)
+
+
+def card_rate(name: str, ceiling: str) -> str:
+    """Under which name a rate of a card is kept beside those of the machine: it may be changed for another."""
+    return f"{name}: {ceiling}"
 
 
 def assumed(cores: int) -> dict[str, float]:
