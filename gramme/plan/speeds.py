@@ -119,8 +119,8 @@ def rescaled(name: str, rate: float, rates: Mapping[str, float], then: float, no
 
 def brought(rates: Mapping[str, float], bandwidth: float, arithmetic: float) -> dict[str, float]:
     """A machine's rates where memory gives so many bytes a second, and cores multiply so many times as fast."""
-    fed = {name: rescaled(name, rates[name], rates, rates["bandwidth"], bandwidth) for name in FED}
-    return {name: rate * arithmetic for name, rate in rates.items()} | {"bandwidth": bandwidth} | fed
+    from_memory = {name: rescaled(name, rates[name], rates, rates["bandwidth"], bandwidth) for name in FED}
+    return {name: rate * arithmetic for name, rate in rates.items()} | {"bandwidth": bandwidth} | from_memory
 
 
 def key_element_s(columns: float, rates: Mapping[str, float]) -> float:

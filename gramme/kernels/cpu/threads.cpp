@@ -2,7 +2,7 @@
 //
 // A call's chunks lie in as many regions as there are threads. A thread claims a few in a row in the region of its
 // own, so that it reads memory as one long stream, and when that is empty in those of others: nobody waits for a
-// thread that the system has not scheduled, only for chunks that were claimed. Whoever finishes a call's last chunk
+// thread that the system has not scheduled, only for chunks that were claimed. Whoever counts a call's last chunk
 // starts the next call, so no thread is special. One 64-bit word says all of a region: of which call, where it ends,
 // which chunk is next. A claim is a compare-and-swap on it, so a thread that slept through a call cannot claim a chunk
 // of another.

@@ -12,8 +12,8 @@ SIZE = 8192  # rows and columns of a product
 
 
 def measure(device: str, seconds: float) -> dict[str, float]:
-    """bytes/s and operations/s of the fastest pass, each probe for about `seconds`; what PyTorch cannot do here is left
-    out."""
+    """bytes/s and operations/s of the fastest pass, each probe for about `seconds`. Raises RuntimeError where PyTorch
+    cannot do one of them here, or memory does not suffice."""
     rates = {"bandwidth": _copying(device, seconds)}
     half = torch.ones(SIZE, SIZE, dtype=torch.float16, device=device)
     rates["fp32_accumulate"] = _products(device, lambda: half @ half, seconds)
