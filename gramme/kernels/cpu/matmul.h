@@ -50,18 +50,19 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
     for (int r = 0; r < RB; r++)
         for (int t = 0; t < TT; t++)
             for (int v = 0; v < NV; v++) acc[r][t][v] = vf_load(y + t * STRIP * 16 + r * 16 + v * VL);
-    const int64_t stride = x.columns / GROUP;
+    const int64_t stride = x.columns / GROUP, ahead = TT == 1 && STREAMS > 1 ? SOON : AHEAD;
     const vf middle = vf_set1(CODES == BYTES ? 128.0f - BYTE_BASE : 8.0f);
     const uint8_t *q[RB];
     for (int r = 0; r < RB; r++) q[r] = w[r];
     for (int64_t g = first; g < first + groups; g++) {
+        const int64_t scale = (ratio == 1 ? g : g / ratio) * 16;
         vi sum[RB][TT][NV];
         for (int r = 0; r < RB; r++)
             for (int t = 0; t < TT; t++)
                 for (int v = 0; v < NV; v++) sum[r][t][v] = vi_zero();
         const int8_t *a = x.values + token * x.columns + g * GROUP;
         if (CODES == PACKED)
-            for (int r = 0; r < RB; r++) FETCH(scales[r] + (g / ratio) * 16 + AHEAD / 16);  // as far, in groups of 32
+            for (int r = 0; r < RB; r++) FETCH(scales[r] + scale + ahead / 16);  // as far, in groups of 32
 #pragma GCC unroll 1
         for (int part = 0; part < GROUP; part += 32, a += 32) {
             vd dots[RB][TT][NV];
@@ -78,7 +79,7 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
                         if (CODES == PACKED) high[r][v] = codes_high(c);
                     }
                 for (int r = 0; r < RB; r++) {
-                    if (CODES == PACKED) FETCH(q[r] + AHEAD);
+                    if (CODES == PACKED) FETCH(q[r] + ahead);
                     q[r] += 64;
                 }
 #pragma GCC unroll 8
@@ -110,7 +111,7 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
             const vf shift = vf_mul(middle, total);
             for (int r = 0; r < RB; r++)
                 for (int v = 0; v < NV; v++) {
-                    const int64_t at = (g / ratio) * 16 + v * VL;
+                    const int64_t at = scale + v * VL;
                     vf zero = shift;
                     if (ZEROS) zero = vf_mul(vf_sub(vf_load_f16(zeros[r] + at),
                                                     vf_set1(CODES == BYTES ? (float)BYTE_BASE : 0.0f)), total);
@@ -152,7 +153,7 @@ static void int_blocks(const Matrix &m, const uint8_t *const *w, const int64_t *
     else TILES(INT_RB, INT_TT);
     if (INT_TT > 4) TILES(FEW_RB, 4);
     TILES(FEW_RB, 2);
-    TILES(1, 1);  // memory is the limit: one stream is read faster than two
+    TILES(STREAMS, 1);
 #undef TILES
 }
 
@@ -202,8 +203,9 @@ static inline void float_tile(const void *data, const int64_t *starts, const flo
         for (int t = 0; t < TT; t++)
             for (int v = 0; v < NV; v++) acc[r][t][v] = vf_load(y + t * STRIP * 16 + r * 16 + v * VL);
     const int64_t size = KIND == KIND_F32 ? 4 : 2;
+    const int64_t ahead = TT == 1 && STREAMS > 1 ? SOON : AHEAD;
     for (int64_t k = 0; k < columns; k++) {
-        for (int r = 0; r < STRIP; r++) FETCH((const char *)data + (starts[r] + k * 16) * size + AHEAD);
+        for (int r = 0; r < STRIP; r++) FETCH((const char *)data + (starts[r] + k * 16) * size + ahead);
         vf w[STRIP][NV];
         for (int r = 0; r < STRIP; r++)
             for (int v = 0; v < NV; v++) w[r][v] = load_kind<KIND>(data, starts[r] + k * 16 + v * VL);
@@ -257,10 +259,11 @@ static int64_t bytes_of_rows(const Args *a, int64_t rows) {
     return a->n[2] * bytes[a->n[3]] * rows / 32;
 }
 
-// Strips are gathered into chunks of at least 128 kB of weights, so that claiming one costs nothing beside reading it.
+// Strips are gathered into chunks of at least 128 kB of weights for each stream, so that claiming one costs nothing beside
+// reading it.
 static int64_t strips_a_chunk(const Args *a) {
-    const int64_t strip_bytes = bytes_of_rows(a, STRIP * 16);
-    return a->n[0] >= UNPACK_TOKENS || strip_bytes >= 131072 ? 1 : ceil_div(131072, strip_bytes);
+    if (a->n[0] >= UNPACK_TOKENS) return 1;
+    return ceil_div(131072 * (a->n[0] == 1 ? STREAMS : 1), bytes_of_rows(a, STRIP * 16));
 }
 static int64_t matmul_chunks(const Args *a, int) {
     return a->n[0] ? ceil_div(ceil_div(a->n[1], STRIP * 16), strips_a_chunk(a)) : 0;
@@ -268,22 +271,29 @@ static int64_t matmul_chunks(const Args *a, int) {
 
 constexpr size_t ROWS_SCRATCH = TOKENS * STRIP * 16 * sizeof(float) + STRIP * COLUMNS * 16;
 
-// y (tokens, count; `stride` from token to token) = rows `row` and following times `tokens` tokens from `token` on.
+// y (tokens, count; `stride` from token to token) = rows `row` and following times `tokens` tokens from `token` on. One
+// token is multiplied at memory's speed: where that is highest in two streams, a strip's blocks come from two halves.
 static void some_rows(const Args *a, int64_t row, int64_t count, int64_t token, int64_t tokens, char *scratch, float *y,
                       int64_t stride) {
     const Matrix m = matrix_of(a);
     const Acts x = acts_of(a);
     float *tile = (float *)scratch;
     uint8_t *unpacked = (uint8_t *)(tile + TOKENS * STRIP * 16);
-    for (int64_t block = row / 16; block * 16 < row + count; block += STRIP) {
-        const int64_t pair[STRIP] = {block, min64(block + 1, (row + count - 1) / 16)};
-        const int64_t first = max64(row, block * 16), n = min64(row + count, (block + STRIP) * 16) - first;
-        strip(m, pair, x, token, tokens, tile, unpacked);
-        for (int64_t t = 0; t < tokens; t++) {
-            const float *from = tile + t * STRIP * 16 + first - block * 16, *bias = floats(a, 6);
-            float *__restrict to = y + t * stride + first - row;
-            if (bias) for (int64_t i = 0; i < n; i++) to[i] = from[i] * m.unit + bias[first + i];
-            else for (int64_t i = 0; i < n; i++) to[i] = from[i] * m.unit;
+    const int64_t begin = row / 16, end = ceil_div(row + count, 16), strips = ceil_div(end - begin, STRIP);
+    const bool apart = tokens == 1 && STREAMS > 1;
+    for (int64_t i = 0; i < strips; i++) {
+        int64_t blocks[STRIP];
+        for (int r = 0; r < STRIP; r++) blocks[r] = min64(begin + (apart ? r * strips + i : i * STRIP + r), end - 1);
+        strip(m, blocks, x, token, tokens, tile, unpacked);
+        for (int r = 0; r < STRIP; r++) {
+            const int64_t first = max64(row, blocks[r] * 16), n = min64(row + count, blocks[r] * 16 + 16) - first;
+            const float *bias = floats(a, 6);
+            for (int64_t t = 0; t < tokens; t++) {
+                const float *from = tile + t * STRIP * 16 + r * 16 + first - blocks[r] * 16;
+                float *__restrict to = y + t * stride + first - row;
+                if (bias) for (int64_t j = 0; j < n; j++) to[j] = from[j] * m.unit + bias[first + j];
+                else for (int64_t j = 0; j < n; j++) to[j] = from[j] * m.unit;
+            }
         }
     }
 }

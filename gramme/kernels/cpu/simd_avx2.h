@@ -10,6 +10,11 @@
 #define PACKED_TT 4
 #define FEW_RB 1
 #define FLOAT_TT 3
+#ifdef SIMD_AVXVNNI
+#define STREAMS 1
+#else
+#define STREAMS 2
+#endif
 #define ATTEND_ROWS 4
 #define ATTEND_BLOCKS 1
 

@@ -10,6 +10,7 @@
 #define PACKED_TT 8
 #define FEW_RB 2
 #define FLOAT_TT 6
+#define STREAMS 1
 #define ATTEND_ROWS 8
 #define ATTEND_BLOCKS 2
 #define BYTE_BASE 0

@@ -7,6 +7,7 @@
 //   dot_bytes(sum, codes <= 255, act): sum plus the products of (code - BYTE_BASE)
 //   vf_zero_below(x, limit, v): v where x >= limit or x is not a number, else 0
 //   INT_RB x INT_TT, PACKED_RB x PACKED_TT, FEW_RB, FLOAT_TT, ATTEND_ROWS: how much of a tile registers hold
+//   STREAMS: 1 or 2, in which a core reads memory fastest; 2 on a Zen 3, 1 on a Zen 5 and on a Xeon with AVX-512
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -19,6 +20,7 @@
 #define PACKED_TT 2
 #define FEW_RB 1
 #define FLOAT_TT 2
+#define STREAMS 1
 #define ATTEND_ROWS 4
 #define ATTEND_BLOCKS 1
 #define BYTE_BASE 0

@@ -12,6 +12,7 @@
 #define PACKED_TT 4
 #define FEW_RB 1
 #define FLOAT_TT 2
+#define STREAMS 1
 #define ATTEND_ROWS 4
 #define ATTEND_BLOCKS 1
 #define BYTE_BASE 128
