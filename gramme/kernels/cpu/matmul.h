@@ -50,7 +50,7 @@ static inline void int_tile(const uint8_t *const *w, const uint16_t *const *scal
     for (int r = 0; r < RB; r++)
         for (int t = 0; t < TT; t++)
             for (int v = 0; v < NV; v++) acc[r][t][v] = vf_load(y + t * STRIP * 16 + r * 16 + v * VL);
-    const int64_t stride = x.columns / GROUP, ahead = TT == 1 && STREAMS > 1 ? SOON : AHEAD;
+    const int64_t stride = x.columns / GROUP, ahead = fetched_ahead(TT);
     const vf middle = vf_set1(CODES == BYTES ? 128.0f - BYTE_BASE : 8.0f);
     const uint8_t *q[RB];
     for (int r = 0; r < RB; r++) q[r] = w[r];
@@ -202,8 +202,7 @@ static inline void float_tile(const void *data, const int64_t *starts, const flo
     for (int r = 0; r < STRIP; r++)
         for (int t = 0; t < TT; t++)
             for (int v = 0; v < NV; v++) acc[r][t][v] = vf_load(y + t * STRIP * 16 + r * 16 + v * VL);
-    const int64_t size = KIND == KIND_F32 ? 4 : 2;
-    const int64_t ahead = TT == 1 && STREAMS > 1 ? SOON : AHEAD;
+    const int64_t size = KIND == KIND_F32 ? 4 : 2, ahead = fetched_ahead(TT);
     for (int64_t k = 0; k < columns; k++) {
         for (int r = 0; r < STRIP; r++) FETCH((const char *)data + (starts[r] + k * 16) * size + ahead);
         vf w[STRIP][NV];

@@ -195,8 +195,9 @@ static void take(const Args *a, int64_t chunk, char *) {
     }
 }
 
-#define AHEAD 4096  // bytes: weights so far ahead are fetched; the next block lies behind this one
-#define SOON 1024   // where two streams are read; there farther is no better
+// Weights so many bytes ahead are fetched: in one stream far, as the next block lies behind this one; beside a second one,
+// that of one token alone, farther than this is no better (Zen 3).
+static constexpr int64_t fetched_ahead(int tokens) { return tokens == 1 && STREAMS > 1 ? 1024 : 4096; }
 
 // Weights are read once a step: fetched as such they do not drive all else out of the last cache.
 #define FETCH(p) __builtin_prefetch(p, 0, 0)
@@ -209,7 +210,7 @@ static void read_memory(const Args *a, int64_t chunk, char *) {
     vi s = vi_zero();
     for (int64_t i = 0; i + 4 * VL <= run; i += 4 * VL)
         for (int r = 0; r < STREAMS; r++) {
-            FETCH(data + r * run + i + (STREAMS > 1 ? SOON : AHEAD));
+            FETCH(data + r * run + i + fetched_ahead(1));
             s = vi_max(s, codes_load(data + r * run + i));
         }
     ((int32_t *)a->p[1])[chunk] = vi_hmax(s);
