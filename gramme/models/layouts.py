@@ -198,7 +198,6 @@ def _open(path: Path) -> tuple[mmap.mmap | None, dict[str, Any]]:
         return None, {}
 
 
-
 def _in_memory(file: int) -> bool:
     """Whether the system holds the file, by 64 bytes of it: then threads map its pages faster than the call that
     populates, one page after the other. Where it must be read, that call reads it in its order."""
